@@ -1,0 +1,244 @@
+"""The nouns of one run: what the model is, how it is trained, quantized and scored, and for how long.
+
+Frozen dataclasses of plain values with `eval(repr(x)) == x`: the exported script bakes its config in by
+writing the repr. Standard library only, so sizing and `--help` never load torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+BITS_RANGE = (2, 8)  # every bitwidth below lies in it, ends included
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The transformer: the challenge's 2026-03-17 baseline by default (17,059,912 parameters)."""
+
+    vocab_size: int = 1024  # token ids, at most 65,536 (shards are uint16)
+    num_layers: int = 9  # physical blocks; loops run some of them again
+    model_dim: int = 512  # channels of the residual stream
+    num_heads: int = 8  # query heads
+    num_kv_heads: int = 4  # key and value heads (GQA); divides num_heads
+    mlp_mult: float = 2.0  # MLP hidden channels / model_dim; any multiple that gives a whole number
+    loop_start: int = 0  # first block of the looped range
+    loop_end: int = 0  # one past its last block; equal to loop_start when nothing loops
+    loop_repeats: int = 0  # extra passes over blocks [loop_start, loop_end)
+    rope_base: float = 10_000.0  # rotary base frequency
+    qk_gain_init: float = 1.5  # initial per-head gain on normalised queries
+    logit_softcap: float = 30.0  # logits = c * tanh(logits / c)
+    embed_init_std: float = 0.005  # tied embedding, normal init
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.vocab_size > 65_536:
+            raise ValueError(f"vocab_size must be at most 65536 (shards are uint16), got {self.vocab_size}")
+        if self.model_dim % self.num_heads:
+            low = self.model_dim // self.num_heads * self.num_heads
+            raise ValueError(
+                f"model_dim must be divisible by num_heads, got {self.model_dim} and {self.num_heads}; "
+                f"nearest valid model_dim is {low or self.num_heads} or {low + self.num_heads}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads must be divisible by num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim = model_dim / num_heads must be even for rotary embeddings, got {self.head_dim}; "
+                f"use another num_heads"
+            )
+        if self.mlp_mult <= 0 or abs(self.mlp_mult * self.model_dim - self.mlp_dim) > 1e-6:
+            raise ValueError(
+                f"mlp_mult * model_dim must be a whole positive number, got {self.mlp_mult} * {self.model_dim}"
+            )
+        if not 0 <= self.loop_start <= self.loop_end <= self.num_layers:
+            raise ValueError(
+                "the looped range must satisfy 0 <= loop_start <= loop_end <= num_layers, got "
+                f"[{self.loop_start}, {self.loop_end}) and {self.num_layers} layers"
+            )
+        if self.loop_repeats < 0:
+            raise ValueError(f"loop_repeats must be at least 0, got {self.loop_repeats}")
+        if (self.loop_repeats > 0) != (self.loop_end > self.loop_start):
+            raise ValueError(
+                "loop_repeats and the looped range must be set together, got "
+                f"{self.loop_repeats} repeats of [{self.loop_start}, {self.loop_end})"
+            )
+        for name in ("rope_base", "qk_gain_init", "logit_softcap", "embed_init_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.model_dim // self.num_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """Channels of all keys (or all values) of one block."""
+        return self.head_dim * self.num_kv_heads
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden channels of the MLP."""
+        return round(self.mlp_mult * self.model_dim)
+
+    @property
+    def virtual_layers(self) -> tuple[int, ...]:
+        """Physical block run at each virtual depth: the looped range appears 1 + loop_repeats times in a row."""
+        loop = tuple(range(self.loop_start, self.loop_end))
+        head, tail = tuple(range(self.loop_end)), tuple(range(self.loop_end, self.num_layers))
+        return head + loop * self.loop_repeats + tail
+
+    @property
+    def num_skips(self) -> int:
+        """U-Net skips: the first half of the virtual layers feeds the second half, last in first out."""
+        return len(self.virtual_layers) // 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How weights are learned. Defaults are the challenge's baseline recipe, schedules as fractions of the run."""
+
+    batch_tokens: int = 524_288  # target tokens per optimizer step, over all ranks
+    seq_len: int = 1024  # tokens per sequence; divides batch_tokens
+    micro_batch_tokens: int = 65_536  # most tokens in one forward pass on one rank; the rest accumulates
+    matrix_lr: float = 0.04  # Muon, attention and MLP matrices
+    embed_lr: float = 0.05  # AdamW, tied embedding
+    scalar_lr: float = 0.04  # AdamW, gains, scales, mixes
+    matrix_weight_decay: float = 0.0  # decoupled, per unit of learning rate
+    embed_weight_decay: float = 0.0
+    scalar_weight_decay: float = 0.0
+    muon_momentum: float = 0.95
+    muon_momentum_start: float = 0.85  # momentum rises linearly from here ...
+    muon_momentum_warmup: float = 0.04  # ... over this fraction of the run
+    muon_iterations: int = 5  # Newton-Schulz steps
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    grad_clip: float = 0.0  # global norm; 0 is off
+    warmdown_fraction: float = 0.09  # last part of the run in which the rate falls linearly ...
+    min_lr_fraction: float = 0.0  # ... to this fraction of its peak
+    ema_decay: float = 0.0  # weights scored and shipped are this moving average; 0 is off
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # matmul dtype under autocast; master weights are float32
+    compile: bool = True  # torch.compile on CUDA; on the CPU runs are too short to pay for it
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "seq_len", "micro_batch_tokens", "muon_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_tokens % self.seq_len:
+            low = self.batch_tokens // self.seq_len * self.seq_len
+            raise ValueError(
+                f"batch_tokens must be divisible by seq_len, got {self.batch_tokens} and {self.seq_len}; "
+                f"nearest valid batch_tokens is {low or self.seq_len} or {low + self.seq_len}"
+            )
+        for name in ("matrix_lr", "embed_lr", "scalar_lr", "adam_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("matrix_weight_decay", "embed_weight_decay", "scalar_weight_decay", "grad_clip"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("muon_momentum_warmup", "warmdown_fraction", "min_lr_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantConfig:
+    """How trained weights become integers: bits per role and depth, clipped at a number of row deviations.
+
+    A tuple of bitwidths is stretched over the physical layers: one entry serves all of them, two entries the
+    first and the second half, num_layers entries one layer each.
+    """
+
+    embed_bits: int = 8
+    attn_bits: tuple[int, ...] = (6,)
+    mlp_bits: tuple[int, ...] = (6,)
+    embed_clip_sigmas: float = 20.0  # clip at this many row standard deviations (parameter-golf PR #1394)
+    attn_clip_sigmas: float = 12.85
+    mlp_clip_sigmas: float = 12.85
+
+    def __post_init__(self) -> None:
+        low, high = BITS_RANGE
+        for name, bits in (
+            ("embed_bits", (self.embed_bits,)),
+            ("attn_bits", self.attn_bits),
+            ("mlp_bits", self.mlp_bits),
+        ):
+            if not bits or not all(low <= b <= high for b in bits):
+                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
+        for name in ("embed_clip_sigmas", "attn_clip_sigmas", "mlp_clip_sigmas"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def bits(self, role: str, layer: int, num_layers: int) -> int:
+        """Bits per weight of a `role` matrix in physical `layer`; the embedding ignores the layer."""
+        if role == "embed":
+            return self.embed_bits
+        groups = self.attn_bits if role == "attn" else self.mlp_bits
+        return groups[layer * len(groups) // num_layers]
+
+    def clip_sigmas(self, role: str) -> float:
+        """Clip point of a `role` matrix in row standard deviations."""
+        return {"embed": self.embed_clip_sigmas, "attn": self.attn_clip_sigmas, "mlp": self.mlp_clip_sigmas}[role]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """How the shipped model is scored."""
+
+    seq_len: int = 1024  # disjoint windows of the validation stream
+    batch_tokens: int = 65_536  # tokens per forward pass on one rank
+
+    def __post_init__(self) -> None:
+        if self.seq_len < 1 or self.batch_tokens < self.seq_len:
+            raise ValueError(
+                f"eval batch_tokens must be at least seq_len >= 1, got {self.batch_tokens} and {self.seq_len}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """When training ends: after `steps` optimizer steps or `seconds` of training, whichever comes first.
+
+    0 means no limit of that kind. A step budget makes a run a pure function of its spec; seconds are the
+    challenge's own measure.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.seconds < 0 or not (self.steps or self.seconds):
+            raise ValueError(f"a budget needs steps or seconds above 0, got {self.steps} and {self.seconds}")
+
+    def progress(self, step: int, elapsed_seconds: float) -> float:
+        """Fraction of the run that is over, in [0, 1]: the larger of the two shares."""
+        by_steps = step / self.steps if self.steps else 0.0
+        by_seconds = elapsed_seconds / self.seconds if self.seconds else 0.0
+        return min(1.0, max(by_steps, by_seconds))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything one run depends on, except where its data lies and what it runs on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    budget: Budget = field(default_factory=lambda: Budget(seconds=600.0))
+    seed: int = 1337
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}")

@@ -1,0 +1,1 @@
+"""The driver: studies, sampling, promotion, engines, pages, export."""

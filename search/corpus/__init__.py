@@ -1,0 +1,1 @@
+"""Datasets: build, fetch and check shards and tokenizers."""

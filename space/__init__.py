@@ -1,0 +1,1 @@
+"""The design space: parameter kinds, named spaces, presets, and sizes known before training."""

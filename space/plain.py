@@ -1,0 +1,98 @@
+"""Nouns to and from plain dicts, for JSON and TOML: exact round trips, unknown keys refused with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass tree as dicts, lists and scalars. Floats keep their value: JSON writes the shortest repr."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(cls: type[T], data: Any, *, where: str = "") -> T:
+    """The inverse of `to_plain` for the dataclass `cls`; missing keys take their defaults.
+
+    Args:
+        where: what to call `data` in messages, such as "study.toml [rungs.0]".
+    Raises:
+        ValueError: an unknown key (with the nearest known one), a missing key, or a value of the wrong type.
+    """
+    where = where or cls.__name__
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: expected a table, got {data!r}")
+    hints = get_type_hints(cls)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    refuse_unknown(data, known, where=where)
+    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}  # type: ignore[arg-type]
+    missing = sorted(required - set(data))
+    if missing:
+        raise ValueError(f"{where}: missing key: {', '.join(missing)}")
+    values = {key: _convert(hints[key], item, where=f"{where}.{key}") for key, item in data.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def refuse_unknown(data: Mapping[str, Any], known: list[str], *, where: str) -> None:
+    """Raise ValueError for the first key of `data` that is not in `known`, naming the nearest known one."""
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+            raise ValueError(f"{where}: unknown key {key!r}{hint}")
+
+
+def _convert(hint: Any, value: Any, *, where: str) -> Any:
+    """`value` as the annotated type, or ValueError."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, UnionType):
+        if value is None and type(None) in args:
+            return None
+        errors = []
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _convert(option, value, where=where)
+            except ValueError as error:
+                errors.append(str(error))
+        raise ValueError(errors[0])
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(args[0], item, where=f"{where}[{i}]") for i, item in enumerate(value))
+        if len(args) != len(value):
+            raise ValueError(f"{where}: expected {len(args)} items, got {len(value)}")
+        return tuple(
+            _convert(a, item, where=f"{where}[{i}]") for i, (a, item) in enumerate(zip(args, value, strict=True))
+        )
+    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: expected a table, got {value!r}")
+        return {_convert(args[0], k, where=where): _convert(args[1], v, where=f"{where}.{k}") for k, v in value.items()}
+    if is_dataclass(hint):
+        return from_plain(hint, value, where=where)  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,70 @@
+"""One step of the ladder: how long its runs are, what they run on, and how many go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pgolf_model.config import Budget, RunConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rung:
+    """A complete short run with its own schedule, never a truncated long one (DESIGN idea 4).
+
+    The first rung says how many `trials` it asks the sampler for; every later rung takes the best `keep` share of
+    the one before it, at least `min_promote`.
+    """
+
+    name: str
+    steps: int = 0  # training budget in optimizer steps; 0 is no limit
+    seconds: float = 0.0  # training budget in seconds; 0 is no limit. Never for runs that share a GPU
+    trials: int = 0  # first rung only: configurations to ask for
+    keep: float = 0.25  # later rungs: share of the previous rung's results that is promoted
+    min_promote: int = 1  # later rungs: at least so many, when there are as many
+    seeds: tuple[int, ...] = (1337,)  # every trial runs once per seed; its score is the mean
+    cpus: float = 1.0  # CPU cores of one trial
+    gpus: float = 0.0  # GPUs of one trial: a fraction, or a whole number
+    processes: int = 1  # torchrun ranks; above 1 the trial is a gang on one node
+    batch_tokens: int = 0  # overrides the configuration's batch when above 0
+    timeout_seconds: float = 0.0  # per seed, everything included; 0 picks one from the budget
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"a rung needs a name without '/', got {self.name!r}")
+        Budget(steps=self.steps, seconds=self.seconds)
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must be in (0, 1], got {self.keep}")
+        if self.trials < 0 or self.min_promote < 0:
+            raise ValueError(f"trials and min_promote must be at least 0, got {self.trials} and {self.min_promote}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be distinct and not empty, got {self.seeds}")
+        if self.cpus < 0 or self.gpus < 0 or self.processes < 1:
+            raise ValueError(
+                f"resources must not be negative, got {self.cpus} cpus, {self.gpus} gpus, {self.processes} processes"
+            )
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus above 1 must be whole (Ray refuses fractions there), got {self.gpus}")
+        if 0 < self.gpus < 1 and self.seconds and not self.steps:
+            raise ValueError(
+                f"rung {self.name!r} shares a GPU ({self.gpus}), so its budget must be in steps, not seconds: "
+                "neighbours would change what a second buys"
+            )
+        if self.processes > 1 and self.gpus not in (0, self.processes):
+            raise ValueError(f"processes must equal gpus when there are several, got {self.processes} and {self.gpus}")
+
+    @property
+    def budget(self) -> Budget:
+        """Training budget of one run at this rung."""
+        return Budget(steps=self.steps, seconds=self.seconds)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which one seed's run is stopped: given, or training twice over plus the evaluation's 600 s."""
+        if self.timeout_seconds:
+            return self.timeout_seconds
+        return 2 * self.seconds + 1200.0 if self.seconds else 3600.0
+
+    def apply(self, config: RunConfig, seed: int) -> RunConfig:
+        """The run this rung makes of a configuration: its own budget and seed, the schedule as fractions of it."""
+        train = replace(config.train, batch_tokens=self.batch_tokens) if self.batch_tokens else config.train
+        return replace(config, train=train, budget=self.budget, seed=seed)

@@ -1,0 +1,154 @@
+"""TrialSpec and TrialResult: what a trial is told and what it answers, as files that outlive every process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, TypeVar
+
+from pgolf_model.config import RunConfig
+from space.plain import from_plain, to_plain
+
+T = TypeVar("T")
+Scalar = bool | int | float | str
+Status = Literal["complete", "diverged", "failed", "timeout", "infeasible"]
+
+SPEC_FILE = "spec.json"
+RESULT_FILE = "result.json"
+SCRIPT_FILE = "train_gpt.py"
+METRICS_FILE = "metrics.json"
+PROGRESS_FILE = "progress.jsonl"
+LOG_FILE = "train.log"
+ARTIFACT_FILE = "final_model.pgolf"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSpec:
+    """One configuration at one rung, self-contained: everything the worker needs besides the script next to it."""
+
+    study: str
+    rung: str
+    number: int  # trial number in the rung's Optuna study
+    parent: int | None = None  # number in the rung below that this trial was promoted from
+    params: dict[str, Scalar]  # what the sampler said
+    config: RunConfig  # what the space and the rung made of it, first seed
+    seeds: tuple[int, ...]
+    data_dir: str  # absolute path of the shards
+    tokenizer: str  # absolute path of the SentencePiece model
+    cpus: float = 1.0
+    gpus: float = 0.0
+    processes: int = 1  # torchrun ranks
+    timeout_seconds: float = 3600.0  # per seed
+    predicted_bytes: int = 0  # forecast of artifact_bytes, made before training
+    predicted_low: int = 0  # 90 % interval of the forecast
+    predicted_high: int = 0
+
+    @property
+    def trial_id(self) -> str:
+        """`rung/0007`: also the trial's folder inside the study's."""
+        return f"{self.rung}/{self.number:04d}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedRun:
+    """What one seed's run measured, read from the metrics the shipped script wrote."""
+
+    seed: int
+    val_bpb: float  # of the unpacked artifact
+    val_loss: float  # nats per token, of the unpacked artifact
+    pre_quant_val_bpb: float  # of the trained weights
+    model_bytes: int
+    code_bytes: int
+    steps: int
+    tokens_seen: int
+    num_params: int
+    train_seconds: float
+    eval_seconds: float  # of scoring the artifact, unpacking included
+    total_seconds: float  # the whole process
+    peak_memory_bytes: int
+    artifact_sha256: str
+
+    @property
+    def artifact_bytes(self) -> int:
+        """What the cap counts."""
+        return self.model_bytes + self.code_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialResult:
+    """How a trial ended. A crash, a timeout and a divergence are results too, with `error` saying why.
+
+    `infeasible` is a configuration whose forecast broke a cap: it was never run and cost nothing.
+    """
+
+    status: Status
+    runs: tuple[SeedRun, ...] = ()  # one per finished seed; all of them when complete
+    error: str = ""
+    seconds: float = 0.0  # wall time of the trial, all seeds
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status == "complete" and not self.runs:
+            raise ValueError("a complete result needs at least one run")
+
+    @property
+    def val_bpb(self) -> float:
+        """Mean over seeds; what is compared."""
+        return fmean(run.val_bpb for run in self.runs)
+
+    @property
+    def artifact_bytes(self) -> int:
+        """The largest of the seeds' artifacts, so that feasible means feasible for every seed."""
+        return max(run.artifact_bytes for run in self.runs)
+
+    @property
+    def train_seconds(self) -> float:
+        """The slowest seed's training."""
+        return max(run.train_seconds for run in self.runs)
+
+    @property
+    def eval_seconds(self) -> float:
+        """The slowest seed's evaluation."""
+        return max(run.eval_seconds for run in self.runs)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a noun or plain value as JSON so that a reader sees the old file or the whole new one, never half."""
+    text = json.dumps(to_plain(value), indent=1, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_noun(cls: type[T], path: Path) -> T:
+    """Read a noun back.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is torn or holds something else; names the file.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not whole JSON ({error}); delete the file to run this trial again") from None
+    return from_plain(cls, data, where=str(path))
+
+
+def read_progress(path: Path) -> Iterator[dict[str, float]]:
+    """Records of a `progress.jsonl`; a torn last line, as a kill leaves it, is skipped."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            yield record
