@@ -156,16 +156,16 @@ class TrainConfig:
 class QuantConfig:
     """How trained weights become integers: bits per role and depth, clipped at a number of row deviations.
 
-    A tuple of bitwidths is stretched over the physical layers: one entry serves all of them, two entries the
-    first and the second half, num_layers entries one layer each.
+    A tuple of bitwidths or clips is stretched over the physical layers: one entry serves all of them, two entries
+    the first and the second half, num_layers entries one layer each.
     """
 
     embed_bits: int = 8
     attn_bits: tuple[int, ...] = (6,)
     mlp_bits: tuple[int, ...] = (6,)
     embed_clip_sigmas: float = 20.0  # clip at this many row standard deviations (parameter-golf PR #1394)
-    attn_clip_sigmas: float = 12.85
-    mlp_clip_sigmas: float = 12.85
+    attn_clip_sigmas: tuple[float, ...] = (12.85,)
+    mlp_clip_sigmas: tuple[float, ...] = (12.85,)
 
     def __post_init__(self) -> None:
         low, high = BITS_RANGE
@@ -176,8 +176,12 @@ class QuantConfig:
         ):
             if not bits or not all(low <= b <= high for b in bits):
                 raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
-        for name in ("embed_clip_sigmas", "attn_clip_sigmas", "mlp_clip_sigmas"):
-            if not getattr(self, name) > 0:
+        for name, clips in (
+            ("embed_clip_sigmas", (self.embed_clip_sigmas,)),
+            ("attn_clip_sigmas", self.attn_clip_sigmas),
+            ("mlp_clip_sigmas", self.mlp_clip_sigmas),
+        ):
+            if not clips or not all(clip > 0 for clip in clips):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def bits(self, role: str, layer: int, num_layers: int) -> int:
@@ -187,9 +191,12 @@ class QuantConfig:
         groups = self.attn_bits if role == "attn" else self.mlp_bits
         return groups[layer * len(groups) // num_layers]
 
-    def clip_sigmas(self, role: str) -> float:
-        """Clip point of a `role` matrix in row standard deviations."""
-        return {"embed": self.embed_clip_sigmas, "attn": self.attn_clip_sigmas, "mlp": self.mlp_clip_sigmas}[role]
+    def clip_sigmas(self, role: str, layer: int, num_layers: int) -> float:
+        """Clip point, in row standard deviations, of a `role` matrix in physical `layer`; grouped as `bits` is."""
+        if role == "embed":
+            return self.embed_clip_sigmas
+        groups = self.attn_clip_sigmas if role == "attn" else self.mlp_clip_sigmas
+        return groups[layer * len(groups) // num_layers]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,8 +205,11 @@ class EvalConfig:
 
     seq_len: int = 1024  # disjoint windows of the validation stream
     batch_tokens: int = 65_536  # tokens per forward pass on one rank
+    max_tokens: int = 0  # score only so many leading tokens (proxies); 0 scores all of them
 
     def __post_init__(self) -> None:
+        if self.max_tokens < 0:
+            raise ValueError(f"max_tokens must be at least 0, got {self.max_tokens}")
         if self.seq_len < 1 or self.batch_tokens < self.seq_len:
             raise ValueError(
                 f"eval batch_tokens must be at least seq_len >= 1, got {self.batch_tokens} and {self.seq_len}"

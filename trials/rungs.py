@@ -26,6 +26,7 @@ class Rung:
     gpus: float = 0.0  # GPUs of one trial: a fraction, or a whole number
     processes: int = 1  # torchrun ranks; above 1 the trial is a gang on one node
     batch_tokens: int = 0  # overrides the configuration's batch when above 0
+    val_tokens: int = 0  # scores only so many leading validation tokens when above 0
     timeout_seconds: float = 0.0  # per seed, everything included; 0 picks one from the budget
 
     def __post_init__(self) -> None:
@@ -67,4 +68,5 @@ class Rung:
     def apply(self, config: RunConfig, seed: int) -> RunConfig:
         """The run this rung makes of a configuration: its own budget and seed, the schedule as fractions of it."""
         train = replace(config.train, batch_tokens=self.batch_tokens) if self.batch_tokens else config.train
-        return replace(config, train=train, budget=self.budget, seed=seed)
+        scored = replace(config.eval, max_tokens=self.val_tokens)
+        return replace(config, train=train, eval=scored, budget=self.budget, seed=seed)

@@ -34,6 +34,7 @@ class TrialSpec:
     rung: str
     number: int  # trial number in the rung's Optuna study
     parent: int | None = None  # number in the rung below that this trial was promoted from
+    label: str = ""  # "control", or the warm start it came from; empty when sampled
     params: dict[str, Scalar]  # what the sampler said
     config: RunConfig  # what the space and the rung made of it, first seed
     seeds: tuple[int, ...]

@@ -1,0 +1,132 @@
+"""A study as its TOML file says it: what is searched, on which data, under which caps, up which ladder."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from space.plain import from_plain
+from trials.rungs import Rung
+from trials.spec import TrialResult, read_noun
+
+EngineName = Literal["ray", "local"]
+BUILTIN_STUDIES = Path(__file__).parent / "studies"
+STUDY_FILE = "study.json"  # the study as it was launched, paths absolute
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caps:
+    """What a submission may cost. A trial above any of these is infeasible: a fact samplers learn from, no failure."""
+
+    artifact_bytes: int = 16_000_000  # code and compressed weights, decimal bytes
+    train_seconds: float = 600.0
+    eval_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("artifact_bytes", "train_seconds", "eval_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def violations(self, *, artifact_bytes: float, train_seconds: float, eval_seconds: float) -> dict[str, float]:
+        """Relative excess per cap, feasible when <= 0; always the same keys in the same order (automl O4-O6)."""
+        return {
+            "artifact_bytes": artifact_bytes / self.artifact_bytes - 1,
+            "train_seconds": train_seconds / self.train_seconds - 1,
+            "eval_seconds": eval_seconds / self.eval_seconds - 1,
+        }
+
+    def allow(self, result: TrialResult) -> bool:
+        """Whether a finished trial could be submitted."""
+        return result.status == "complete" and all(excess <= 0 for excess in self.measured(result).values())
+
+    def measured(self, result: TrialResult) -> dict[str, float]:
+        """`violations` of a complete result."""
+        return self.violations(
+            artifact_bytes=result.artifact_bytes, train_seconds=result.train_seconds, eval_seconds=result.eval_seconds
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """One study. `best` asks for the lowest val_bpb under the caps; `front` for the whole bpb-bytes trade-off.
+
+    Either way every trial keeps both numbers (DESIGN section 4: two questions, two studies).
+    """
+
+    name: str
+    space: str  # a name in space.spaces
+    data: tuple[str, ...]  # dataset folders; several make the tokenizer a searched knob
+    rungs: tuple[Rung, ...]
+    caps: Caps = field(default_factory=Caps)
+    question: Literal["best", "front"] = "best"
+    engine: EngineName = "ray"
+    seed: int = 0  # of the sampler; never of a run
+    control: bool = True  # run the space's control first and carry it to the top rung
+    max_infeasible: int = 200  # stop after so many forecasts over a cap in a row
+    storage: str = ""  # Optuna storage URL; empty is an SQLite file in the study's folder
+    folder: str = ""  # where trials are kept; empty is runs/NAME
+    cpus: float = 0.0  # what the local engine may use; 0 is every core of the machine
+    gpus: float = 0.0  # likewise; 0 is every GPU that CUDA_VISIBLE_DEVICES or nvidia-smi shows
+    dollars_per_gpu_hour: float = 2.5  # 8xH100 at about $20/h (atlas F)
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"a study needs a name without '/', got {self.name!r}")
+        if not self.data:
+            raise ValueError("data must name at least one dataset folder")
+        if not self.rungs:
+            raise ValueError("a study needs at least one [[rungs]] table")
+        names = [rung.name for rung in self.rungs]
+        if len(set(names)) != len(names):
+            raise ValueError(f"rung names must be distinct, got {', '.join(names)}")
+        if self.rungs[0].trials < 1:
+            raise ValueError(f"the first rung ({names[0]!r}) must say how many trials it asks for, e.g. trials = 16")
+        for rung in self.rungs[1:]:
+            if rung.trials:
+                raise ValueError(
+                    f"rung {rung.name!r}: only the first rung sets trials; later ones set keep, min_promote"
+                )
+
+    @property
+    def dir(self) -> Path:
+        """The study's folder: the frozen TOML, the storage, one folder per trial."""
+        return Path(self.folder or f"runs/{self.name}").absolute()
+
+    @property
+    def storage_url(self) -> str:
+        """Optuna storage URL."""
+        return self.storage or f"sqlite:///{self.dir / 'optuna.db'}"
+
+
+def load_study(source: str) -> StudyConfig:
+    """The study that `source` names: a TOML file, a study's folder, a built-in file name, or the name of a run.
+
+    Raises:
+        ValueError: nothing is found there, or the file holds something impossible; names the file and the key.
+    """
+    path = find_study(source)
+    if path.name == STUDY_FILE:
+        return replace(read_noun(StudyConfig, path), folder=str(path.parent.absolute()))
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    if isinstance(data.get("data"), str):
+        data["data"] = [data["data"]]
+    return from_plain(StudyConfig, data, where=str(path))
+
+
+def find_study(source: str) -> Path:
+    """The TOML file behind `source` (see `load_study`)."""
+    given = Path(source)
+    candidates = [given, given / STUDY_FILE, Path("runs") / source / STUDY_FILE]
+    candidates += [BUILTIN_STUDIES / source, BUILTIN_STUDIES / f"{source}.toml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    builtin = ", ".join(sorted(p.name for p in BUILTIN_STUDIES.glob("*.toml")))
+    raise ValueError(
+        f"no study at {source!r}: expected a TOML file, a study's folder, or one of the built-in {builtin}"
+    )
