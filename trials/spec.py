@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Literal, TypeVar
@@ -72,6 +73,11 @@ class SeedRun:
     total_seconds: float  # the whole process
     peak_memory_bytes: int
     artifact_sha256: str
+
+    def __post_init__(self) -> None:
+        for name in ("val_bpb", "val_loss", "pre_quant_val_bpb"):
+            if not isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
 
     @property
     def artifact_bytes(self) -> int:

@@ -1,0 +1,119 @@
+"""The score: bits per byte of a model over the validation shards, and of an artifact after unpacking it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from pgolf_model.config import EvalConfig
+from pgolf_model.data import ByteTable, byte_table, check_token_range, count_bytes, validation_tokens
+from pgolf_model.distributed import DistEnv, all_reduce_sum
+from pgolf_model.model import GPT
+from pgolf_model.pack import UnpackedModel, unpack_model
+from pgolf_model.quantize import dequantize_state
+from pgolf_model.shards import shard_paths
+
+
+class LossModel(Protocol):
+    """What can be scored."""
+
+    def token_losses(self, ids_BT: Tensor, targets_BT: Tensor, /) -> Tensor:
+        """Nats of every target, (B, T), each from the ids up to its own position alone."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """How well the validation text was predicted; always finite."""
+
+    val_bpb: float  # bits per byte of text: what is compared
+    val_loss: float  # nats per token
+    tokens: int  # targets scored
+    bytes: int  # UTF-8 bytes they stand for
+    seconds: float  # wall time on this rank
+
+
+def score(
+    model: LossModel,
+    tokens: Tensor,
+    table: ByteTable,
+    eval_config: EvalConfig,
+    env: DistEnv,
+    *,
+    precision: Literal["float32", "bfloat16"] | None = None,
+) -> Score:
+    """Score every target once, in disjoint windows of `eval_config.seq_len`; document boundaries are ignored.
+
+    Ranks take contiguous shares of the windows and add up. The same call on the same machine gives the same bits.
+
+    Args:
+        model: on env.device, in eval mode.
+        tokens: 1-D, any integer dtype, on the CPU; a tail that fills no window is left out (atlas A3).
+        table: on the CPU.
+        precision: of matrix products; bfloat16 on CUDA and float32 on the CPU by default.
+    Raises:
+        ValueError: less than one window, no bytes, or a loss that is not finite.
+    """
+    started = time.perf_counter()
+    seq_len = eval_config.seq_len
+    num_windows = (len(tokens) - 1) // seq_len
+    if num_windows < 1:
+        raise ValueError(f"scoring needs at least seq_len + 1 = {seq_len + 1} tokens, got {len(tokens)}; add shards")
+    first, last = (num_windows * rank // env.world_size for rank in (env.rank, env.rank + 1))
+    step = eval_config.batch_tokens // seq_len
+    low_precision = (precision or ("bfloat16" if env.is_cuda else "float32")) == "bfloat16"
+    kind = torch.device(env.device).type
+    nats = torch.zeros((), dtype=torch.float64, device=env.device)
+    num_bytes = 0
+    with torch.inference_mode(), torch.autocast(kind, dtype=torch.bfloat16, enabled=low_precision):
+        for window in range(first, last, step):
+            end = min(window + step, last)
+            span = tokens[window * seq_len : end * seq_len + 1].to(torch.int64)
+            previous, target = span[:-1], span[1:]
+            num_bytes += int(count_bytes(table, previous, target).sum())
+            ids_BT, targets_BT = (part.view(-1, seq_len).to(env.device) for part in (previous, target))
+            nats += model.token_losses(ids_BT, targets_BT).sum(dtype=torch.float64)
+        totals = torch.stack([nats, nats.new_tensor(num_bytes)])  # bytes are exact in float64 below 2**53
+        total_nats, total_bytes = all_reduce_sum(totals, env).tolist()
+    num_tokens = num_windows * seq_len
+    if not math.isfinite(total_nats):
+        raise ValueError(f"the validation loss is not finite: {total_nats}; training diverged, lower the learning rate")
+    if not total_bytes:
+        raise ValueError("the validation tokens stand for no bytes of text; the tokenizer does not match the shards")
+    return Score(
+        val_bpb=total_nats / math.log(2) / total_bytes,
+        val_loss=total_nats / num_tokens,
+        tokens=num_tokens,
+        bytes=int(total_bytes),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def load_model(unpacked: UnpackedModel) -> GPT:
+    """The shipped model on the CPU, in eval mode, its weights dequantized to float32."""
+    model = GPT(unpacked.model)
+    model.load_state_dict(dequantize_state(unpacked.tensors))
+    return model.eval()
+
+
+def evaluate_artifact(artifact: bytes, *, val: str, tokenizer: str, env: DistEnv) -> Score:
+    """Unpack, load and score; `seconds` covers all of it.
+
+    Args:
+        val: dataset directory, glob or one shard; tokenizer: path of the SentencePiece model the shards were made with.
+    Raises:
+        ValueError: a damaged artifact, missing shards, or a vocabulary that does not fit the model's.
+    """
+    started = time.perf_counter()
+    unpacked = unpack_model(artifact)
+    table = byte_table(tokenizer, unpacked.model.vocab_size)
+    tokens = validation_tokens(shard_paths(val, "val"), unpacked.eval_config.seq_len)
+    check_token_range(tokens, unpacked.model.vocab_size, val)
+    model = load_model(unpacked).to(env.device)
+    result = score(model, tokens, table, unpacked.eval_config, env)
+    return replace(result, seconds=time.perf_counter() - started)

@@ -1,0 +1,85 @@
+"""`pgolf`: the commands. Each lives beside what it runs and is imported when it is called, so `--help` is instant."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from importlib import import_module
+
+import click
+
+COMMANDS = {
+    "data": ("search.corpus.cli:data", "Build, fetch and check token shards."),
+    "size": ("search.size_cli:size", "Predict an artifact's bytes before training."),
+    "trial": ("search.search_cli:trial", "Train, pack and score one configuration."),
+    "search": ("search.search_cli:search", "Run a study, or go on with one."),
+    "status": ("search.view_cli:status", "Show how far a study is."),
+    "pareto": ("search.view_cli:pareto", "Write the page with bpb against bytes."),
+    "export": ("search.export_cli:export", "Write the best trial as a submission folder."),
+    "verify": ("search.export_cli:verify", "Run a submission folder and recount everything it claims."),
+    "evaluate": ("search.export_cli:evaluate", "Score an artifact or a submission on any shards."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on first use; their one-line help is known without."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Commands in the order a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pgolf")
+def cli() -> None:
+    """Search Parameter Golf: the best language model whose code and weights fit in 16,000,000 bytes.
+
+    \b
+    Launch a study, look at its Pareto front, export its best trial:
+      pgolf data build --builtin --out data/builtin
+      pgolf search demo.toml
+      pgolf pareto demo
+      pgolf export demo --out submission
+      pgolf verify submission
+    """
+
+
+def main() -> None:
+    """Entry point: bad input is one clear message and exit 1, never a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
+    except click.Abort:
+        raise SystemExit(130) from None
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except ValueError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(f"no space left on the device ({error.filename or 'while writing'}); free some and run it again")
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

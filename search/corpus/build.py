@@ -1,0 +1,236 @@
+"""From documents to a dataset directory: tokenizer, shards, manifest. All of it appears at once, or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pgolf_model.bytecount import load_tokenizer, piece_bytes
+from search.corpus.documents import Corpus, batches
+from search.corpus.manifest import (
+    MANIFEST_FILE,
+    MANIFEST_FORMAT,
+    TOKENIZER_FILE,
+    Manifest,
+    ShardInfo,
+    Split,
+    SplitInfo,
+    TokenizerAudit,
+    read_manifest,
+)
+from search.corpus.shards import SHARD_TOKENS, ShardWriter, disk_errors, stream_bytes
+from search.corpus.tokenizer import (
+    Normalization,
+    audit_batch,
+    merge_audits,
+    normalization_of,
+    require_sound,
+    tokenizer_hash,
+    train_tokenizer,
+)
+from trials.spec import write_json
+
+AUDITED_TRAIN_DOCS = 1000  # the tokenizer is audited on all validation documents and the first of training
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shards:
+    """What writing the shards found out."""
+
+    shards: tuple[ShardInfo, ...]
+    train: SplitInfo
+    val: SplitInfo
+    val_docs_sha256: str
+    audit: TokenizerAudit
+
+
+def build(
+    corpus: Corpus,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    vocab_size: int = 1024,
+    normalization: Normalization = "nmt_nfkc",
+    val_fraction: float = 0.05,
+    shard_tokens: int = SHARD_TOKENS,
+    report: Report = lambda line: None,
+) -> Manifest:
+    """Write a dataset directory, or return the manifest of the one that is already there.
+
+    Args:
+        tokenizer: a SentencePiece model to use; without one, `vocab_size` pieces are trained on the training
+            documents with `normalization`.
+        val_fraction: share of documents, chosen by their hash, that validate; 0 and 1 give one split only.
+    Raises:
+        ValueError: bad documents, an unsound tokenizer, an empty split, a full disk, or `out` holds something else.
+    """
+    if not 0 <= val_fraction <= 1:
+        raise ValueError(f"val_fraction must be in [0, 1], got {val_fraction}")
+    recipe = _recipe(corpus, tokenizer, vocab_size, normalization, val_fraction, shard_tokens)
+    there = _already_built(out, recipe)
+    if there is not None:
+        report(f"{out} already holds this dataset: nothing to do")
+        return there
+    with _staging(out) as folder:
+        model = folder / TOKENIZER_FILE
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, model)
+        else:
+            report(f"training a tokenizer of {vocab_size} pieces on {corpus.source}")
+            training = (text for text in corpus.documents() if not is_validation(text, val_fraction))
+            texts = corpus.documents() if val_fraction == 1 else training
+            model.write_bytes(train_tokenizer(texts, vocab_size=vocab_size, normalization=normalization))
+        written = _write_shards(corpus, folder, model, val_fraction, shard_tokens, report)
+        pieces = load_tokenizer(str(model))
+        manifest = Manifest(
+            source=corpus.source,
+            recipe_sha256=recipe,
+            tokenizer_sha256=tokenizer_hash(model),
+            vocab_size=pieces.vocab_size(),
+            normalization=normalization_of(pieces),
+            shards=written.shards,
+            train=written.train,
+            val=written.val,
+            val_docs_sha256=written.val_docs_sha256,
+            audit=written.audit,
+        )
+        write_json(folder / MANIFEST_FILE, manifest)
+    return manifest
+
+
+def is_validation(text: str, val_fraction: float) -> bool:
+    """Whether a document validates: a pure function of its text, so copies never end up on both sides."""
+    position = int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
+    return position < val_fraction * 2**64
+
+
+def _write_shards(
+    corpus: Corpus, folder: Path, model: Path, val_fraction: float, shard_tokens: int, report: Report
+) -> _Shards:
+    """Tokenize every document into the split it belongs to, counting and auditing on the way."""
+    tokenizer = load_tokenizer(str(model))
+    bos = tokenizer.bos_id()
+    if bos < 0 or tokenizer.vocab_size() > 65_536:
+        raise ValueError(
+            f"{model.name}: a tokenizer needs a BOS piece and at most 65536 pieces (shards are uint16), "
+            f"got BOS id {bos} and {tokenizer.vocab_size()} pieces"
+        )
+    table = piece_bytes(str(model), tokenizer.vocab_size())
+    counts: dict[Split, SplitInfo] = {s: SplitInfo(num_docs=0, tokens=0, scored_bytes=0, raw_bytes=0) for s in _SPLITS}
+    audited = audit_batch(tokenizer, table, [], [])
+    val_docs = hashlib.sha256()
+    with (
+        ShardWriter(folder, "train", shard_tokens=shard_tokens) as train,
+        ShardWriter(folder, "val", shard_tokens=shard_tokens) as val,
+    ):
+        for texts in batches(corpus.documents()):
+            sides: list[Split] = ["val" if is_validation(text, val_fraction) else "train" for text in texts]
+            encoded = tokenizer.encode(texts, num_threads=os.cpu_count() or 1)
+            first = max(0, AUDITED_TRAIN_DOCS - counts["train"].num_docs)
+            checked = [i for i, side in enumerate(sides) if side == "val" or i < first]
+            audited = merge_audits(
+                audited, audit_batch(tokenizer, table, [texts[i] for i in checked], [encoded[i] for i in checked])
+            )
+            for text, side, ids in zip(texts, sides, encoded, strict=True):
+                tokens = np.array([bos, *ids])
+                (val if side == "val" else train).write(tokens)
+                raw = text.encode("utf-8")
+                counts[side] = _counted(counts[side], tokens, len(raw), stream_bytes(table, tokens))
+                if side == "val":
+                    val_docs.update(len(raw).to_bytes(8, "big") + raw)
+            report(f"tokenized {counts['train'].num_docs + counts['val'].num_docs} documents")
+    require_sound(audited, model)
+    _refuse_empty_splits(counts, val_fraction, corpus.source)
+    return _Shards(
+        shards=(*train.shards, *val.shards),
+        train=counts["train"],
+        val=counts["val"],
+        val_docs_sha256=val_docs.hexdigest() if counts["val"].num_docs else "",
+        audit=audited,
+    )
+
+
+_SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+def _counted(split: SplitInfo, tokens: np.ndarray, raw_bytes: int, scored_bytes: int) -> SplitInfo:
+    """The counts with one more document."""
+    return replace(
+        split,
+        num_docs=split.num_docs + 1,
+        tokens=split.tokens + len(tokens),
+        scored_bytes=split.scored_bytes + scored_bytes,
+        raw_bytes=(split.raw_bytes or 0) + raw_bytes,
+    )
+
+
+def _refuse_empty_splits(counts: dict[Split, SplitInfo], val_fraction: float, source: str) -> None:
+    """A split that was asked for and got no document is a mistake."""
+    for side, share in (("train", 1 - val_fraction), ("val", val_fraction)):
+        if share > 0 and not counts[side].num_docs:  # type: ignore[index]
+            total = counts["train"].num_docs + counts["val"].num_docs
+            raise ValueError(
+                f"{source}: none of {total} documents fell into the {side} split at --val-fraction {val_fraction}; "
+                f"give more documents or another --val-fraction"
+            )
+
+
+def _recipe(
+    corpus: Corpus,
+    tokenizer: Path | None,
+    vocab_size: int,
+    normalization: Normalization,
+    val_fraction: float,
+    shard_tokens: int,
+) -> str:
+    """Hash of everything the dataset depends on."""
+    if tokenizer is not None and not tokenizer.is_file():
+        raise ValueError(f"{tokenizer}: no such tokenizer; give a .model file, or --vocab-size to train one")
+    pieces = [vocab_size, normalization] if tokenizer is None else [tokenizer_hash(tokenizer)]
+    settings = [MANIFEST_FORMAT, corpus.identity, pieces, float(val_fraction), shard_tokens]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _already_built(out: Path, recipe: str) -> Manifest | None:
+    """The dataset in `out` when it is the one asked for, None when there is none."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if (out / MANIFEST_FILE).is_file():
+        manifest = read_manifest(out)
+        whole = all(_size(out / shard.name) == shard.bytes for shard in manifest.shards)
+        if manifest.recipe_sha256 == recipe and whole and (out / TOKENIZER_FILE).is_file():
+            return manifest
+        if manifest.recipe_sha256 == recipe:
+            raise ValueError(f"{out} holds this dataset with files missing or cut short; delete it to build it again")
+        raise ValueError(
+            f"{out} holds another dataset ({manifest.source}, or other settings); delete it or choose another --out"
+        )
+    raise ValueError(f"{out} is not empty and holds no dataset; choose another --out")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder next to `out` that takes its place when the block ends well and vanishes when it does not."""
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
+        try:
+            yield folder
+            folder.chmod(0o755)  # mkdtemp's folder is private
+            os.rename(folder, out)  # over an empty folder too
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

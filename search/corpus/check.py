@@ -1,0 +1,123 @@
+"""Is a dataset directory what its manifest says? Every problem is listed, not only the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgolf_model.bytecount import PieceBytes, load_tokenizer, piece_bytes
+from pgolf_model.shards import read_shard
+from search.corpus.manifest import TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
+from search.corpus.shards import file_sha256, scan_shard
+from search.corpus.tokenizer import tokenizer_hash
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckReport:
+    """What a check looked at and what it found wrong."""
+
+    directory: str
+    num_shards: int
+    tokens: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the dataset can be used."""
+        return not self.problems
+
+
+def check(directory: Path) -> CheckReport:
+    """Validate headers, sizes, hashes, tokenizer, token range and document boundaries of a dataset directory.
+
+    Raises:
+        ValueError: there is no readable manifest, so there is nothing to check against.
+    """
+    manifest = read_manifest(directory)
+    problems = [*_unlisted(directory, manifest)]
+    table, bos_id, tokenizer_problems = _tokenizer(directory, manifest)
+    problems += tokenizer_problems
+    for side, info in (("train", manifest.train), ("val", manifest.val)):
+        shards = [shard for shard in manifest.shards if shard.split == side]
+        damaged = [problem for shard in shards for problem in _damage(directory, shard)]
+        problems += damaged
+        if not damaged and table is not None:
+            problems += _contents(directory, side, shards, info, table, bos_id)  # type: ignore[arg-type]
+    return CheckReport(
+        directory=str(directory),
+        num_shards=len(manifest.shards),
+        tokens=sum(shard.tokens for shard in manifest.shards),
+        problems=tuple(problems),
+    )
+
+
+def _unlisted(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """Shards that training would read although the manifest does not know them."""
+    listed = {shard.name for shard in manifest.shards}
+    for path in sorted(directory.glob("fineweb_*.bin")):
+        if path.name not in listed:
+            yield f"{path}: not in the manifest, yet training would read it; move it away"
+
+
+def _tokenizer(directory: Path, manifest: Manifest) -> tuple[PieceBytes | None, int, list[str]]:
+    """(byte table, BOS id, problems) of the dataset's tokenizer; no table when it cannot be used."""
+    path = directory / TOKENIZER_FILE
+    if not path.is_file():
+        return None, -1, [f"{path}: no such file; build or fetch the dataset again"]
+    found = tokenizer_hash(path)
+    if found != manifest.tokenizer_sha256:
+        expected = manifest.tokenizer_sha256
+        return (
+            None,
+            -1,
+            [
+                f"{path}: expected sha256 {expected[:16]}, got {found[:16]}: the shards are another tokenizer's; "
+                f"put that one back or build the dataset again"
+            ],
+        )
+    try:
+        return piece_bytes(str(path), manifest.vocab_size), load_tokenizer(str(path)).bos_id(), []
+    except ValueError as error:
+        return None, -1, [str(error)]
+
+
+def _damage(directory: Path, shard: ShardInfo) -> Iterator[str]:
+    """A file that is not the one the manifest lists."""
+    path = directory / shard.name
+    try:
+        num_tokens = len(read_shard(path))
+    except ValueError as error:
+        yield str(error)
+        return
+    if num_tokens != shard.tokens:
+        yield f"{path}: expected {shard.tokens} tokens, got {num_tokens}; fetch or build the shard again"
+    elif file_sha256(path) != shard.sha256:
+        yield f"{path}: its sha256 is not the manifest's; fetch or build the shard again"
+
+
+def _contents(
+    directory: Path, side: Split, shards: list[ShardInfo], info: SplitInfo, table: PieceBytes, bos_id: int
+) -> Iterator[str]:
+    """Tokens out of range, and documents or bytes that do not add up, in files that are whole."""
+    num_docs = scored_bytes = 0
+    previous = bos_id
+    for shard in shards:
+        path = directory / shard.name
+        scan = scan_shard(path, table, bos_id=bos_id, previous=previous)
+        if shard is shards[0] and scan.first_token != bos_id:
+            yield f"{path}: expected BOS ({bos_id}) as first token, got {scan.first_token}; build the dataset again"
+        if scan.max_token >= len(table.base_bytes):
+            yield (
+                f"{path}: token id {scan.max_token} does not fit vocab_size {len(table.base_bytes)}; "
+                f"the shard comes from another tokenizer: build the dataset again"
+            )
+        num_docs += scan.num_docs
+        scored_bytes += scan.scored_bytes
+        previous = min(scan.last_token, len(table.base_bytes) - 1)
+    for what, expected, got in (
+        ("documents", info.num_docs, num_docs),
+        ("scored bytes", info.scored_bytes, scored_bytes),
+    ):
+        if expected != got:
+            yield f"{directory}: expected {expected} {what} in the {side} split, got {got}; build the dataset again"

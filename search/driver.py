@@ -1,0 +1,249 @@
+"""The brain: `next()` says what to run, `finish()` hears how it ended. No loop, no engine, no clock of its own.
+
+Any engine can drive it: local processes, Ray Tune, simulated time. Everything it knows is in the trial folders and
+the Optuna storage, so a killed driver is replaced by starting another: finished results are told once, unfinished
+trials are handed out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pgolf_model.config import RunConfig
+from search.bundle import bundle
+from search.corpus.manifest import Manifest, check_comparable, read_manifest
+from search.ledger import TrialRecord, read_record, read_records, trial_dir
+from search.promote import CONTROL, Ask, Done, Promote, Wait, decide
+from search.sampler import Sampler
+from search.study import STUDY_FILE, StudyConfig
+from space.params import ChoiceParam, Space
+from space.plain import to_plain
+from space.sizing import estimate_model_bytes
+from space.spaces import named_space
+from trials.rungs import Rung
+from trials.spec import RESULT_FILE, SCRIPT_FILE, SPEC_FILE, Scalar, TrialResult, TrialSpec, read_noun, write_json
+
+DATA_KNOB = "data"  # the searched dataset, when a study has several
+FREE_TO_CHANGE = {"engine", "keep", "min_promote", "trials", "timeout_seconds", "cpus", "gpus", "max_infeasible"}
+FREE_TO_CHANGE |= {"dollars_per_gpu_hour", "folder"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """One dataset folder and what its manifest says."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def tokenizer(self) -> Path:
+        """The SentencePiece model next to the shards."""
+        return self.folder / "tokenizer.model"
+
+
+class Driver:
+    """One study's brain. Use it from one thread; `lock.driver_lock` keeps a second process away."""
+
+    def __init__(self, study: StudyConfig) -> None:
+        """Open the study: freeze its settings, read its folders, bring the storage in line.
+
+        Raises:
+            ValueError: data, space or storage cannot be used, or the study was launched with other settings.
+        """
+        self.study = study
+        self._datasets = {name: open_dataset(name) for name in study.data}
+        _refuse_incomparable(list(self._datasets.values()))
+        self.space = study_space(study)
+        freeze(study)
+        self._records: dict[str, TrialRecord] = {r.spec.trial_id: r for r in read_records(study)}
+        self._sampler = Sampler(study, self.space)
+        self._sampler.reconcile(self.records)
+        self._in_flight: set[str] = set()
+        self._infeasible_in_a_row = 0
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """Everything known, in the order it was learnt."""
+        return tuple(self._records.values())
+
+    def next(self) -> TrialSpec | Wait | Done:
+        """The next trial to start; its folder is written. An unfinished trial of a killed driver comes first.
+
+        Raises:
+            ValueError: `max_infeasible` configurations in a row were forecast over a cap.
+        """
+        while True:
+            chosen = self._unfinished() or self._choose()
+            if not isinstance(chosen, TrialSpec):
+                return chosen
+            if chosen.predicted_bytes <= self.study.caps.artifact_bytes:
+                self._infeasible_in_a_row = 0
+                self._in_flight.add(chosen.trial_id)
+                return chosen
+            self._refuse(chosen)
+
+    def finish(self, spec: TrialSpec, failure: str = "") -> TrialResult:
+        """Take in how a trial ended: its folder's result, or a failure when the worker left none."""
+        folder = trial_dir(self.study, spec.trial_id)
+        if not (folder / RESULT_FILE).exists():
+            write_json(folder / RESULT_FILE, TrialResult(status="failed", error=failure or "the worker left no result"))
+        return self._learn(read_record(folder))
+
+    def release(self, spec: TrialSpec) -> None:
+        """Hand back a trial that an engine could not run to its end: it is unfinished and comes up again."""
+        self._in_flight.discard(spec.trial_id)
+
+    def _unfinished(self) -> TrialSpec | None:
+        """A trial that nobody works on and that has no result: its driver or its worker was killed."""
+        waiting = (r.spec for r in self.records if r.result is None and r.spec.trial_id not in self._in_flight)
+        return next(waiting, None)
+
+    def _choose(self) -> TrialSpec | Wait | Done:
+        """A new trial, its folder written."""
+        match decide(self.study, self.records):
+            case Ask(rung=rung):
+                spec = self._ask(rung)
+            case Promote(rung=rung, parent=parent):
+                number = self._sampler.add(rung.name, parent.spec.params, origin=parent.spec.trial_id)
+                spec = self._spec(rung, number, parent.spec.params, label=parent.spec.label, parent=parent.spec.number)
+            case nothing:
+                return nothing
+        self._write(spec)
+        return spec
+
+    def _ask(self, rung: Rung) -> TrialSpec:
+        """The control first, then whatever the sampler wants to know."""
+        has_control = any(r.spec.label == CONTROL for r in self.records if r.spec.rung == rung.name)
+        if self.study.control and not has_control:
+            params = dict(self.space.control)
+            return self._spec(rung, self._sampler.add(rung.name, params, origin=CONTROL), params, label=CONTROL)
+        number, params = self._sampler.ask(rung.name)
+        return self._spec(rung, number, params)
+
+    def _spec(
+        self, rung: Rung, number: int, params: dict[str, Scalar], *, label: str = "", parent: int | None = None
+    ) -> TrialSpec:
+        dataset = self._datasets[str(params.get(DATA_KNOB, self.study.data[0]))]
+        config = rung.apply(self._build(params, dataset), rung.seeds[0])
+        estimate = estimate_model_bytes(config)
+        code_bytes = len(bundle(config))
+        return TrialSpec(
+            study=self.study.name,
+            rung=rung.name,
+            number=number,
+            parent=parent,
+            label=label,
+            params=params,
+            config=config,
+            seeds=rung.seeds,
+            data_dir=str(dataset.folder),
+            tokenizer=str(dataset.tokenizer),
+            cpus=rung.cpus,
+            gpus=rung.gpus,
+            processes=rung.processes,
+            timeout_seconds=rung.timeout,
+            predicted_bytes=estimate.model_bytes + code_bytes,
+            predicted_low=estimate.low + code_bytes,
+            predicted_high=estimate.high + code_bytes,
+        )
+
+    def _build(self, params: dict[str, Scalar], dataset: Dataset) -> RunConfig:
+        known = {name: value for name, value in params.items() if name != DATA_KNOB}
+        return self.space.build(known, vocab_size=dataset.manifest.vocab_size)
+
+    def _write(self, spec: TrialSpec) -> None:
+        """The folder of a trial: the script first, the spec last, so that a spec means a whole folder."""
+        folder = trial_dir(self.study, spec.trial_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SCRIPT_FILE).write_bytes(bundle(spec.config))
+        write_json(folder / SPEC_FILE, spec)
+        self._records[spec.trial_id] = TrialRecord(spec=spec)
+
+    def _refuse(self, spec: TrialSpec) -> None:
+        """A forecast over the cap is a result without a run: the sampler learns the constraint, nobody pays."""
+        cap = self.study.caps.artifact_bytes
+        error = f"forecast {spec.predicted_bytes:,} bytes, the cap is {cap:,}"
+        result = TrialResult(status="infeasible", error=error)
+        write_json(trial_dir(self.study, spec.trial_id) / RESULT_FILE, result)
+        self._learn(TrialRecord(spec=spec, result=result))
+        self._infeasible_in_a_row += 1
+        if self._infeasible_in_a_row >= self.study.max_infeasible:
+            raise ValueError(
+                f"{self._infeasible_in_a_row} configurations in a row were forecast over the cap of {cap:,} bytes "
+                f"(the last: {spec.predicted_bytes:,}); raise caps.artifact_bytes or search a smaller space"
+            )
+
+    def _learn(self, record: TrialRecord) -> TrialResult:
+        assert record.result is not None
+        self._sampler.tell(record)
+        self._records[record.spec.trial_id] = record
+        self._in_flight.discard(record.spec.trial_id)
+        return record.result
+
+
+def study_space(study: StudyConfig) -> Space:
+    """The study's named space, with the dataset as one more knob when there are several."""
+    space = named_space(study.space)
+    if len(study.data) == 1:
+        return space
+    knob = ChoiceParam(name=DATA_KNOB, options=study.data, tag="scale_free", doc="dataset, and so the tokenizer")
+    return replace(space, params=(knob, *space.params), control={DATA_KNOB: study.data[0], **space.control})
+
+
+def open_dataset(name: str) -> Dataset:
+    """The dataset in folder `name`.
+
+    Raises:
+        ValueError: there is none, with the commands that make one.
+    """
+    folder = Path(name).absolute()
+    if not folder.is_dir():
+        raise ValueError(
+            f"no dataset at {name}: build one with `pgolf data build --docs FILE... --out {name}` or download the "
+            f"challenge's with `pgolf data fetch --out {name}`"
+        )
+    return Dataset(folder=folder, manifest=read_manifest(folder))
+
+
+def freeze(study: StudyConfig) -> None:
+    """Write the study's settings into its folder, or refuse when it was launched with others.
+
+    What may change between launches: the engine, how many trials are run and promoted, timeouts, resources.
+    """
+    study.dir.mkdir(parents=True, exist_ok=True)
+    absolute = replace(study, data=tuple(str(Path(name).absolute()) for name in study.data), folder=str(study.dir))
+    path = study.dir / STUDY_FILE
+    known = read_noun(StudyConfig, path) if path.exists() else None
+    if known == absolute:
+        return
+    if known is not None:
+        changed = differences(to_plain(known), to_plain(absolute))
+        if changed:
+            raise ValueError(
+                f"study {study.name!r} in {study.dir} was launched with other settings: {'; '.join(changed)}; "
+                "use another name or folder, or put the old settings back"
+            )
+    write_json(path, absolute)
+
+
+def differences(old: object, new: object, path: str = "") -> list[str]:
+    """Settings that differ, as `caps.artifact_bytes 16000000 -> 15000000`; those free to change are left out."""
+    if path.rpartition(".")[2] in FREE_TO_CHANGE:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line for key in new for line in differences(old.get(key), new[key], f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            line for i, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{path}[{i}]")
+        ]
+    return [] if old == new else [f"{path} {old!r} -> {new!r}"]
+
+
+def _refuse_incomparable(datasets: Sequence[Dataset]) -> None:
+    """Tokenizers are searched together only when they score the same text."""
+    for other in datasets[1:]:
+        check_comparable(datasets[0].manifest, other.manifest)

@@ -1,0 +1,142 @@
+"""Engine 1: worker processes on this machine, as many at once as its cores and GPUs carry."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from search.driver import Driver
+from search.events import Event, Finished, Started, Tick
+from search.ledger import trial_dir
+from search.promote import Done, Wait
+from trials.spec import RESULT_FILE, TrialSpec
+
+POLL_SECONDS = 0.1
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What trials may use at the same time."""
+
+    cpus: float
+    gpus: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class _Running:
+    spec: TrialSpec
+    process: subprocess.Popen[bytes]
+    gpus: tuple[int, ...] = field(default=())
+
+
+def run_local(driver: Driver, machine: Machine) -> Generator[Event, None, None]:
+    """Drive the study to its end. Closing the generator stops the workers; their trials stay unfinished.
+
+    Raises:
+        ValueError: a rung asks for more than the machine has.
+    """
+    refuse_impossible(driver, machine)
+    running: list[_Running] = []
+    pending: TrialSpec | None = None
+    try:
+        while True:
+            for slot in [r for r in running if r.process.poll() is not None]:
+                running.remove(slot)
+                yield Finished(spec=slot.spec, result=driver.finish(slot.spec, failure=_how_it_ended(slot)))
+            said: TrialSpec | Wait | Done = pending or driver.next()
+            pending = said if isinstance(said, TrialSpec) else None
+            if isinstance(said, Done) and not running:
+                return
+            if pending and _fits(pending, running, machine):
+                running.append(_start(pending, driver, _free_gpus(pending, running, machine)))
+                yield Started(spec=pending)
+                pending = None
+                continue
+            yield Tick()
+            time.sleep(POLL_SECONDS)
+    finally:
+        for slot in running:
+            slot.process.terminate()
+        for slot in running:
+            slot.process.wait()
+            driver.release(slot.spec)
+
+
+def this_machine(cpus: float = 0, gpus: float = 0) -> Machine:
+    """The machine's own cores and GPUs, where they are not given."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(cpus=cpus or float(cores), gpus=int(gpus) or _count_gpus())
+
+
+def refuse_impossible(driver: Driver, machine: Machine) -> None:
+    """Say before anything runs that a rung can never run here."""
+    for rung in driver.study.rungs:
+        if rung.cpus > machine.cpus or rung.gpus > machine.gpus:
+            raise ValueError(
+                f"rung {rung.name!r} needs {rung.cpus:g} cpus and {rung.gpus:g} gpus per trial, this machine has "
+                f"{machine.cpus:g} and {machine.gpus}; lower the rung's cpus and gpus or run on a larger machine"
+            )
+
+
+def worker_command(folder: Path) -> list[str]:
+    """The process that runs one trial."""
+    return [sys.executable, "-m", "trials.worker", str(folder)]
+
+
+def worker_environment(gpus: tuple[int, ...] | None = None) -> dict[str, str]:
+    """The parent's environment, with our packages importable from anywhere and only the trial's GPUs visible."""
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), environment.get("PYTHONPATH"))))
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    return environment
+
+
+def _start(spec: TrialSpec, driver: Driver, gpus: tuple[int, ...]) -> _Running:
+    folder = trial_dir(driver.study, spec.trial_id)
+    with (folder / "worker.log").open("wb") as log:
+        process = subprocess.Popen(
+            worker_command(folder),
+            env=worker_environment(gpus),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # the terminal's Ctrl-C reaches the driver only
+        )
+    return _Running(spec=spec, process=process, gpus=gpus)
+
+
+def _how_it_ended(slot: _Running) -> str:
+    return f"the worker ended with exit code {slot.process.returncode} and left no {RESULT_FILE}; see its worker.log"
+
+
+def _fits(spec: TrialSpec, running: list[_Running], machine: Machine) -> bool:
+    cpus = sum(r.spec.cpus for r in running) + spec.cpus
+    return cpus <= machine.cpus + 1e-9 and (not spec.gpus or bool(_free_gpus(spec, running, machine)))
+
+
+def _free_gpus(spec: TrialSpec, running: list[_Running], machine: Machine) -> tuple[int, ...]:
+    """Indices of GPUs with room for the trial, fullest first so that whole ones stay free; empty when none have."""
+    load: Mapping[int, float] = {
+        gpu: sum(min(r.spec.gpus, 1.0) for r in running if gpu in r.gpus) for gpu in range(machine.gpus)
+    }
+    share, count = min(spec.gpus, 1.0), max(1, int(spec.gpus))
+    room = sorted((g for g in load if load[g] + share <= 1 + 1e-9), key=lambda g: (-load[g], g))
+    return tuple(room[:count]) if spec.gpus and len(room) >= count else ()
+
+
+def _count_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([g for g in visible.split(",") if g.strip()])
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())

@@ -1,0 +1,86 @@
+"""What a study will do and can cost at most, known before anything runs: a pure function of its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from search.promote import planned_trials
+from search.study import StudyConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RungPlan:
+    """One rung's share of the plan."""
+
+    name: str
+    trials: int  # most trials it can run
+    runs: int  # trials times seeds
+    budget: str  # "600 s" or "500 steps"
+    cpus: float  # per trial
+    gpus: float  # per trial
+    processes: int  # torchrun ranks per trial
+    train_gpu_hours: float | None  # training alone; None for budgets in steps, whose seconds depend on the machine
+    worst_gpu_hours: float  # every run until its timeout
+    worst_dollars: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyPlan:
+    """The whole ladder."""
+
+    study: str
+    space: str
+    artifact_bytes_cap: int
+    rungs: tuple[RungPlan, ...]
+    worst_gpu_hours: float
+    worst_dollars: float
+
+
+def plan(study: StudyConfig) -> StudyPlan:
+    """The plan of a study; needs no data, no GPU and no Ray."""
+    rungs = []
+    for rung, trials in zip(study.rungs, planned_trials(study), strict=True):
+        runs = trials * len(rung.seeds)
+        worst = runs * rung.timeout * rung.gpus / 3600
+        limits = [f"{rung.steps} steps"] if rung.steps else []
+        limits += [f"{rung.seconds:g} s"] if rung.seconds else []
+        rungs.append(
+            RungPlan(
+                name=rung.name,
+                trials=trials,
+                runs=runs,
+                budget=" or ".join(limits),
+                cpus=rung.cpus,
+                gpus=rung.gpus,
+                processes=rung.processes,
+                train_gpu_hours=runs * rung.seconds * rung.gpus / 3600 if rung.seconds else None,
+                worst_gpu_hours=worst,
+                worst_dollars=worst * study.dollars_per_gpu_hour,
+            )
+        )
+    return StudyPlan(
+        study=study.name,
+        space=study.space,
+        artifact_bytes_cap=study.caps.artifact_bytes,
+        rungs=tuple(rungs),
+        worst_gpu_hours=sum(r.worst_gpu_hours for r in rungs),
+        worst_dollars=sum(r.worst_dollars for r in rungs),
+    )
+
+
+def describe(study: StudyPlan) -> str:
+    """The plan as a plain table."""
+    lines = [
+        f"study {study.study}: space {study.space}, cap {study.artifact_bytes_cap:,} bytes",
+        f"{'rung':<10}{'trials':>7}{'runs':>6}  {'budget':<16}{'cpus':>5}{'gpus':>6}{'ranks':>6}"
+        f"{'train GPU-h':>13}{'worst GPU-h':>13}{'worst $':>10}",
+    ]
+    for r in study.rungs:
+        train = "-" if r.train_gpu_hours is None else f"{r.train_gpu_hours:.2f}"
+        lines.append(
+            f"{r.name:<10}{r.trials:>7}{r.runs:>6}  {r.budget:<16}{r.cpus:>5g}{r.gpus:>6g}{r.processes:>6}"
+            f"{train:>13}{r.worst_gpu_hours:>13.2f}{r.worst_dollars:>10.2f}"
+        )
+    worst = f"{study.worst_gpu_hours:.1f} GPU-hours, ${study.worst_dollars:.2f}"
+    lines.append(f"worst case (every run until its timeout): {worst}")
+    return "\n".join(lines)

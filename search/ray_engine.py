@@ -1,0 +1,151 @@
+"""Engine 2: Ray Tune places and runs trials; the brain decides everything (the only file that talks to Ray).
+
+Tune owns placement, actors and node failure, and no truth: the brain is a `Searcher`, no scheduler stops anything,
+and after a crash a new Tuner asks the brain again, never `Tuner.restore` (automl T4). A trial's resources follow from
+its rung; Tune keeps one trial pending, so that a gang of 8 GPUs is not starved by small ones (automl E2).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import subprocess
+import tempfile
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from search.driver import Driver
+from search.events import Event, Finished, Started, Tick
+from search.ledger import trial_dir
+from search.local import Machine, refuse_impossible, worker_command, worker_environment
+from search.promote import Done, Wait
+from space.plain import to_plain
+from trials.spec import TrialSpec
+
+Events = queue.Queue[Event | BaseException | None]  # None: the study is over
+
+TICK_SECONDS = 0.5
+OBJECT_STORE_BYTES = 100_000_000  # trials exchange files, not objects; Ray's floor is 75 MB
+QUIET = {
+    "RAY_AUTH_MODE": "disabled",  # Ray 2.60 writes a token into the home folder otherwise (automl R1)
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without GPUs sees none (automl R6)
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator[Event, None, None]:
+    """Drive the study to its end under Ray Tune. Closing the generator stops Ray and with it all workers.
+
+    Args:
+        machine: what a local cluster may use; ignored when `address` names a running one.
+    Raises:
+        ValueError: Ray is not installed, or a rung asks for more than the machine has.
+    """
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("engine 'ray' needs Ray: install ray[tune], or use --engine local") from None
+    if not address:
+        refuse_impossible(driver, machine)
+    cluster: dict[str, Any] = {"address": address}
+    if not address:
+        cluster = {"num_cpus": int(machine.cpus), "num_gpus": machine.gpus, "include_dashboard": False}
+        cluster["object_store_memory"] = OBJECT_STORE_BYTES
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **cluster)
+    events: Events = queue.Queue()
+    stopping = threading.Event()
+    try:
+        # Tune takes over signals in the main thread; in a thread of its own it leaves Ctrl-C to us.
+        threading.Thread(target=_tune, args=(driver, events, stopping), daemon=True, name="tune").start()
+        while True:
+            try:
+                event = events.get(timeout=TICK_SECONDS)
+            except queue.Empty:
+                yield Tick()
+                continue
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        stopping.set()
+        ray.shutdown()
+
+
+def _tune(driver: Driver, events: Events, stopping: threading.Event) -> None:
+    """Run one Tuner to its end; what goes wrong in it is raised where the events are read."""
+    from ray import tune
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="pgolf_tune_") as folder:
+            tuner = tune.Tuner(
+                tune.with_resources(_run_worker, _resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=_brain_searcher(driver, events, stopping), num_samples=-1, reuse_actors=True
+                ),
+                run_config=tune.RunConfig(storage_path=folder, verbose=0, failure_config=tune.FailureConfig()),
+            )
+            tuner.fit()
+        events.put(None)
+    except BaseException as error:
+        events.put(error)
+
+
+def _run_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What runs inside the Ray actor: one worker process, like the local engine's."""
+    folder = Path(config["folder"])
+    with (folder / "worker.log").open("wb") as log:
+        code = subprocess.call(
+            worker_command(folder), env=worker_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    return {"exit_code": code}
+
+
+def _resources(config: dict[str, Any]) -> Any:
+    """One bundle per trial: everything it needs on one node, fractions of a GPU or a gang."""
+    from ray import tune
+
+    spec = config["spec"]
+    bundle = {"CPU": spec["cpus"], "GPU": spec["gpus"]}
+    return tune.PlacementGroupFactory([{kind: amount for kind, amount in bundle.items() if amount}])
+
+
+def _brain_searcher(driver: Driver, events: Events, stopping: threading.Event) -> Any:
+    """The brain in Tune's clothes."""
+    from ray.tune.search import Searcher
+
+    class BrainSearcher(Searcher):
+        def __init__(self) -> None:
+            super().__init__()
+            self._specs: dict[str, TrialSpec] = {}
+
+        def suggest(self, trial_id: str) -> Any:
+            said = Done() if stopping.is_set() else driver.next()
+            if isinstance(said, Done):
+                return Searcher.FINISHED
+            if isinstance(said, Wait):
+                return None
+            self._specs[trial_id] = said
+            events.put(Started(spec=said))
+            return {"folder": str(trial_dir(driver.study, said.trial_id)), "spec": to_plain(said)}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            spec = self._specs.pop(trial_id)
+            if stopping.is_set():  # Ray is going down under it: unfinished, not failed
+                driver.release(spec)
+                return
+            code = (result or {}).get("exit_code")
+            how = "Ray lost the worker" if error or result is None else f"the worker ended with exit code {code}"
+            events.put(Finished(spec=spec, result=driver.finish(spec, failure=f"{how} and left no result")))
+
+    return BrainSearcher()

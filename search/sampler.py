@@ -1,0 +1,195 @@
+"""Ask and tell: the only file that talks to Optuna.
+
+One Optuna study per rung (`NAME/proxy`, `NAME/full`) in one storage, so that optuna-dashboard and `load_study` work
+on them as they are. The trial folders are the truth; `reconcile` brings the storage in line with them.
+Facts about Optuna 5.0 that shape this file (automl O1-O25, checked by running it): constraints are set once, before
+tell, with the same keys in the same order; a resumed sampler with the same seed replays its points; NaN told is a
+failure; PRUNED with a constraint is how TPE learns from what never ran.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import warnings
+from collections.abc import Mapping
+from typing import cast
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+
+from search.ledger import TrialRecord
+from search.study import Caps, StudyConfig
+from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
+from trials.spec import Scalar
+
+LOCK_WAIT_SECONDS = 60.0
+
+
+class Sampler:
+    """The Optuna studies of one search: an effect with a small surface, driven by the brain alone."""
+
+    def __init__(self, study: StudyConfig, space: Space) -> None:
+        """Open or create the storage.
+
+        Raises:
+            ValueError: the storage cannot be opened, is locked, or holds a study with other objectives.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space = space
+        self._study = study
+        directions = [StudyDirection.MINIMIZE] * (1 if study.question == "best" else 2)
+        self._studies: dict[str, optuna.Study] = {}
+        try:
+            storage = _open_storage(study.storage_url)
+            for rung in study.rungs:
+                name = f"{study.name}/{rung.name}"
+                opened = optuna.create_study(
+                    storage=storage, study_name=name, directions=directions, load_if_exists=True
+                )
+                if len(opened.directions) != len(directions):
+                    raise ValueError(
+                        f"Optuna study {name!r} has {len(opened.directions)} objectives, question = "
+                        f"{study.question!r} needs {len(directions)}; use another study name or storage"
+                    )
+                opened.sampler = _tpe(seed=study.seed, done=len(opened.get_trials(deepcopy=False)), trials=rung.trials)
+                self._studies[rung.name] = opened
+        except (optuna.exceptions.StorageInternalError, sqlite3.Error) as error:
+            raise ValueError(
+                f"cannot use the storage {study.storage_url}: {error}; if another program holds it, stop that first"
+            ) from None
+
+    def ask(self, rung: str) -> tuple[int, dict[str, Scalar]]:
+        """A new point: its trial number and every active parameter of the space."""
+        trial = self._studies[rung].ask()
+        values: dict[str, Scalar] = {}
+        for param in self._space.params:
+            if param.active(values):
+                values[param.name] = _suggest(trial, param)
+        return trial.number, values
+
+    def add(self, rung: str, params: Mapping[str, Scalar], *, origin: str) -> int:
+        """Enter a point the sampler did not choose (a promotion, the control); one atomic write. Returns its number."""
+        study = self._studies[rung]
+        distributions = {p.name: _distribution(p) for p in self._space.params if p.name in params}
+        study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=dict(params),
+                distributions=distributions,
+                user_attrs={"origin": origin},
+            )
+        )
+        return study.get_trials(deepcopy=False)[-1].number
+
+    def tell(self, record: TrialRecord) -> None:
+        """Report how a trial ended; telling one that is already told changes nothing."""
+        study, spec, result = self._studies[record.spec.rung], record.spec, record.result
+        if result is None:
+            raise ValueError(f"trial {spec.trial_id} has no result to tell")
+        frozen = study.get_trials(deepcopy=False)[spec.number]
+        if frozen.state.is_finished():
+            return
+        trial = optuna.trial.Trial(study, frozen._trial_id)
+        for key, excess in constraints(self._study.caps, record).items():
+            if key not in frozen.constraints:
+                trial.set_constraint(key, excess)
+        for key, value in _summary(record).items():
+            trial.set_user_attr(key, value)
+        if result.status == "complete":
+            values = [result.val_bpb, float(result.artifact_bytes)]
+            study.tell(spec.number, values[: len(study.directions)])
+        elif result.status == "failed":
+            study.tell(spec.number, state=TrialState.FAIL)
+        else:
+            study.tell(spec.number, state=TrialState.PRUNED)
+
+    def reconcile(self, records: tuple[TrialRecord, ...]) -> None:
+        """Bring the storage in line with the folders after anything was killed.
+
+        A point asked for but never written to a folder is failed (nothing ran). A folder the storage does not know,
+        as after the storage was lost, is entered again. A result not yet told is told, once.
+        """
+        for rung, study in self._studies.items():
+            mine = {r.spec.number: r for r in records if r.spec.rung == rung}
+            for trial in study.get_trials(deepcopy=False):
+                if not trial.state.is_finished() and trial.number not in mine:
+                    study.tell(trial.number, state=TrialState.FAIL)
+            for number in range(len(study.get_trials(deepcopy=False)), max(mine, default=-1) + 1):
+                if number in mine:
+                    self.add(rung, mine[number].spec.params, origin="recovered")
+                else:
+                    study.add_trial(create_trial(state=TrialState.FAIL))
+            for record in mine.values():
+                if record.result is not None:
+                    self.tell(record)
+
+
+def constraints(caps: Caps, record: TrialRecord) -> dict[str, float]:
+    """Relative excess over each cap: measured where a trial completed, forecast where it did not."""
+    spec, result = record.spec, record.result
+    if result is not None and result.status == "complete":
+        return caps.measured(result)
+    late = 2 * caps.train_seconds if result is not None and result.status == "timeout" else 0.0
+    return caps.violations(artifact_bytes=spec.predicted_bytes, train_seconds=late, eval_seconds=0.0)
+
+
+def _summary(record: TrialRecord) -> dict[str, Scalar]:
+    """What a user of optuna-dashboard wants to see beside the value."""
+    result = record.result
+    summary: dict[str, Scalar] = {"status": result.status if result else "", "label": record.spec.label}
+    if record.spec.parent is not None:
+        summary["parent"] = record.spec.parent
+    summary["predicted_bytes"] = record.spec.predicted_bytes
+    if result is not None and result.status == "complete":
+        summary["val_bpb"] = result.val_bpb
+        summary["artifact_bytes"] = result.artifact_bytes
+        summary["train_seconds"] = result.train_seconds
+        summary["eval_seconds"] = result.eval_seconds
+    return summary
+
+
+def _open_storage(url: str) -> optuna.storages.BaseStorage:
+    options = {"connect_args": {"timeout": LOCK_WAIT_SECONDS}} if url.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(url, engine_kwargs=options)
+
+
+def _tpe(*, seed: int, done: int, trials: int) -> optuna.samplers.BaseSampler:
+    """Multivariate TPE over the conditional space; a resumed study continues with other random points (O18)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+            n_startup_trials=max(4, min(10, trials // 3)),
+            seed=(seed * 1_000_003 + done) % 2**32,
+        )
+
+
+def _distribution(param: Param) -> BaseDistribution:
+    match param:
+        case FloatParam():
+            return FloatDistribution(param.low, param.high, log=param.log)
+        case IntParam():
+            return IntDistribution(param.low, param.high, log=param.log, step=param.step)
+        case ChoiceParam():
+            return CategoricalDistribution(param.options)
+    raise ValueError(f"unknown parameter kind: {param!r}")
+
+
+def _suggest(trial: optuna.Trial, param: Param) -> Scalar:
+    match param:
+        case FloatParam():
+            return trial.suggest_float(param.name, param.low, param.high, log=param.log)
+        case IntParam():
+            return trial.suggest_int(param.name, param.low, param.high, log=param.log, step=param.step)
+        case ChoiceParam():
+            return cast(Scalar, trial.suggest_categorical(param.name, param.options))
+    raise ValueError(f"unknown parameter kind: {param!r}")

@@ -1,0 +1,228 @@
+"""What can be searched: parameter kinds with conditions and tags, and the space that turns values into a RunConfig.
+
+A space is walked in order, each question depending only on earlier answers, which is how Optuna's define-by-run
+samplers work without this package knowing Optuna:
+
+    for param in space.params:
+        if param.active(values):
+            values[param.name] = ask(param)
+    config = space.build(values, vocab_size=1024)
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pgolf_model.config import RunConfig
+
+if TYPE_CHECKING:  # only its name: `pgolf size` and `--help` start 0.1 s sooner without it
+    import numpy as np
+
+T = TypeVar("T")
+Scalar = bool | int | float | str
+
+# What a cheap run may decide (DESIGN idea 4; wants.md 1: gains in training knobs found on one GPU flipped on eight):
+# `scale_free` carries over, `step_dependent` wants the full run's number of steps, `throughput_dependent` changes how
+# many steps the clock allows, so it wants the full run's hardware.
+Tag = Literal["scale_free", "step_dependent", "throughput_dependent"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class When:
+    """A condition: the parameter is asked only if `parent` was asked and answered with one of `values`."""
+
+    parent: str
+    values: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseParam:
+    """What all kinds share. `doc` is one line: unit, reason for the range, source."""
+
+    name: str
+    tag: Tag
+    doc: str = ""
+    when: When | None = None
+
+    def active(self, values: Mapping[str, Scalar]) -> bool:
+        """Whether this parameter is asked, given the answers so far."""
+        if self.when is None:
+            return True
+        return self.when.parent in values and values[self.when.parent] in self.when.values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FloatParam(BaseParam):
+    """A real number in [low, high]; `log` means the logarithm is what is spread evenly."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range(self.name, self.low, self.high, log=self.log)
+
+    def check(self, value: Scalar) -> None:
+        """Raise ValueError unless `value` is one of this parameter's."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
+            raise ValueError(f"{self.name} must be a number in [{self.low:g}, {self.high:g}], got {value!r}")
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """A uniform value (log-uniform with `log`)."""
+        if not self.log:
+            return float(rng.uniform(self.low, self.high))
+        value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        return min(max(value, self.low), self.high)  # exp(log(x)) may miss x by one ulp
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IntParam(BaseParam):
+    """A whole number low, low + step, ..., high; `log` (with step 1 only) spreads the logarithm evenly."""
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range(self.name, self.low, self.high, log=self.log)
+        if self.step < 1 or (self.high - self.low) % self.step:
+            raise ValueError(
+                f"{self.name}: high must be low plus a multiple of step, got [{self.low}, {self.high}] by {self.step}"
+            )
+        if self.log and self.step != 1:
+            raise ValueError(f"{self.name}: a log range needs step 1, got {self.step}")
+
+    def check(self, value: Scalar) -> None:
+        """Raise ValueError unless `value` is one of this parameter's."""
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        if not is_int or not self.low <= int(value) <= self.high or (int(value) - self.low) % self.step:
+            by = f" in steps of {self.step}" if self.step > 1 else ""
+            raise ValueError(f"{self.name} must be a whole number in [{self.low}, {self.high}]{by}, got {value!r}")
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """A uniform value (log-uniform with `log`: each integer owns the half-open interval around it)."""
+        if not self.log:
+            return self.low + self.step * int(rng.integers((self.high - self.low) // self.step + 1))
+        value = round(math.exp(rng.uniform(math.log(self.low - 0.5), math.log(self.high + 0.5))))
+        return min(max(value, self.low), self.high)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChoiceParam(BaseParam):
+    """One of a few options without an order."""
+
+    options: tuple[Scalar, ...]
+
+    def __post_init__(self) -> None:
+        if not self.options or len({(type(o), o) for o in self.options}) != len(self.options):
+            raise ValueError(f"{self.name}: options must be distinct and not empty, got {self.options}")
+
+    def check(self, value: Scalar) -> None:
+        """Raise ValueError unless `value` is one of this parameter's (True is not 1 here)."""
+        if not any(type(value) is type(option) and value == option for option in self.options):
+            raise ValueError(f"{self.name} must be one of {', '.join(map(repr, self.options))}, got {value!r}")
+
+    def draw(self, rng: np.random.Generator) -> Scalar:
+        """A uniform option."""
+        return self.options[int(rng.integers(len(self.options)))]
+
+
+Param = FloatParam | IntParam | ChoiceParam
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarmStart:
+    """A known good point to try early, with the name a report should call it by."""
+
+    label: str
+    values: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Space:
+    """Parameters in the order they are asked, and the pure function that turns their values into a RunConfig.
+
+    `make_config(values, vocab_size)` must accept every combination the parameters allow: nothing is sampled only to
+    be rejected. `control` is the point that everything else is compared with.
+    """
+
+    name: str
+    params: tuple[Param, ...]
+    make_config: Callable[[Mapping[str, Scalar], int], RunConfig]
+    control: Mapping[str, Scalar]
+    warm_starts: tuple[WarmStart, ...] = ()
+
+    def __post_init__(self) -> None:
+        earlier: set[str] = set()
+        for param in self.params:
+            if param.name in earlier:
+                raise ValueError(f"space {self.name!r} has two parameters called {param.name!r}")
+            if param.when is not None and param.when.parent not in earlier:
+                raise ValueError(f"{param.name!r} must come after {param.when.parent!r}, on which it depends")
+            earlier.add(param.name)
+
+    def validate(self, values: Mapping[str, Scalar]) -> None:
+        """Raise ValueError, naming the parameter, unless `values` is a complete point of this space."""
+        known = {param.name: param for param in self.params}
+        for name in values:
+            if name not in known:
+                raise ValueError(unknown(f"parameter of space {self.name!r}", name, known))
+        for param in self.params:
+            if not param.active(values):
+                if param.name in values:
+                    assert param.when is not None  # an unconditional parameter is always active
+                    allowed = " or ".join(map(repr, param.when.values))
+                    raise ValueError(
+                        f"{param.name} is only for {param.when.parent} = {allowed}, got it with "
+                        f"{values.get(param.when.parent)!r}; leave it out"
+                    )
+            elif param.name not in values:
+                raise ValueError(f"space {self.name!r} needs a value for {param.name!r}")
+            else:
+                param.check(values[param.name])
+
+    def build(self, values: Mapping[str, Scalar], *, vocab_size: int = 1024) -> RunConfig:
+        """The configuration that `values` stand for.
+
+        Args:
+            vocab_size: of the study's tokenizer: the data fixes it, so it is no parameter.
+        Raises:
+            ValueError: `values` is not a complete point of this space.
+        """
+        self.validate(values)
+        return self.make_config(values, vocab_size)
+
+    def sample(self, rng: np.random.Generator) -> dict[str, Scalar]:
+        """A random point: every parameter uniform on its own scale, in order."""
+        values: dict[str, Scalar] = {}
+        for param in self.params:
+            if param.active(values):
+                values[param.name] = param.draw(rng)
+        return values
+
+
+def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """`table[name]`, or ValueError with the nearest known name. `kind` says what the table holds."""
+    if name not in table:
+        raise ValueError(unknown(kind, name, table))
+    return table[name]
+
+
+def unknown(kind: str, name: str, known: Mapping[str, object]) -> str:
+    """The message for a name that does not exist: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return f"unknown {kind}: {name!r}; {hint}"
+
+
+def _check_range(name: str, low: float, high: float, *, log: bool) -> None:
+    """Raise ValueError unless low < high are finite, and above 0 for a log scale."""
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{name}: low must be below high, got [{low}, {high}]")
+    if log and low <= 0:
+        raise ValueError(f"{name}: a log range must start above 0, got {low}")

@@ -1,0 +1,51 @@
+"""What several test files share: a small dataset of text that every Python has."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from search.corpus.build import build
+from search.corpus.builtin import documentation, group_blocks
+from search.corpus.documents import corpus_from_files
+
+TINY_BYTES = 300_000
+SHARED = Path(__file__).resolve().parents[2] / "shared"  # real FineWeb text, on the machines that have it
+
+
+def tiny_documents() -> Iterator[str]:
+    """About 300 KB of standard-library docstrings, one document per module."""
+    num_bytes = 0
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        for document in group_blocks(documentation(path)):
+            if num_bytes < TINY_BYTES:
+                yield document
+            num_bytes += len(document.encode())
+
+
+@pytest.fixture(scope="session")
+def tiny_docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny.jsonl`: the documents behind `tiny_data`."""
+    path = tmp_path_factory.mktemp("docs") / "tiny.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_documents()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_docs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset directory: train and validation shards, a tokenizer of 512 pieces, a manifest. Read only."""
+    out = tmp_path_factory.mktemp("data") / "tiny"
+    build(corpus_from_files([tiny_docs]), out, vocab_size=512, val_fraction=0.2)
+    return out
+
+
+@pytest.fixture
+def fineweb() -> Path:
+    """The folder of real FineWeb samples, which not every machine has."""
+    if not (SHARED / "data" / "docs").is_dir():
+        pytest.skip(f"{SHARED}/data is not on this machine")
+    return SHARED / "data"

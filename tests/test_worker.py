@@ -1,0 +1,192 @@
+"""The worker turns whatever a script does into a result, and never outlives the one who asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pgolf_model.config import RunConfig
+from trials.run import run_trial
+from trials.spec import (
+    ARTIFACT_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    SCRIPT_FILE,
+    SPEC_FILE,
+    TrialResult,
+    TrialSpec,
+    read_noun,
+    read_progress,
+    write_json,
+)
+
+METRICS = {
+    "status": "complete",
+    "val_bpb": 1.5,
+    "val_loss": 2.5,
+    "pre_quant_val_bpb": 1.4,
+    "model_bytes": 900,
+    "code_bytes": 100,
+    "steps": 3,
+    "tokens_seen": 300,
+    "num_params": 10,
+    "train_seconds": 0.5,
+    "eval_seconds": 0.1,
+    "total_seconds": 1.0,
+    "peak_memory_bytes": 1,
+    "artifact_sha256": "ab",
+    "versions": {"torch": "0"},
+}
+ANSWER = f"""
+import json, sys
+seed = int(sys.argv[sys.argv.index("--seed") + 1])
+metrics = {METRICS!r} | {{"seed": seed, "val_bpb": 1.0 + seed}}
+open("{ARTIFACT_FILE}", "wb").write(b"x")
+open("runs.txt", "a").write("ran\\n")
+json.dump(metrics, open("{METRICS_FILE}", "w"))
+"""
+
+
+def trial_folder(tmp_path: Path, script: str, *, seeds: tuple[int, ...] = (1,), timeout: float = 30.0) -> Path:
+    folder = tmp_path / "trial"
+    folder.mkdir(exist_ok=True)
+    (folder / SCRIPT_FILE).write_text(script)
+    spec = TrialSpec(
+        study="s", rung="r", number=0, params={}, config=RunConfig(), seeds=seeds, data_dir="d", tokenizer="t",
+        timeout_seconds=timeout,
+    )  # fmt: skip
+    write_json(folder / SPEC_FILE, spec)
+    return folder
+
+
+def test_every_seed_runs_and_the_score_is_their_mean(tmp_path: Path) -> None:
+    result = run_trial(trial_folder(tmp_path, ANSWER, seeds=(1, 2, 6)))
+    assert result.status == "complete"
+    assert [run.seed for run in result.runs] == [1, 2, 6]
+    assert result.val_bpb == pytest.approx(4.0)
+    assert result.artifact_bytes == 1000
+    assert result.versions == {"torch": "0"}
+
+
+def test_a_seed_that_finished_is_not_run_again(tmp_path: Path) -> None:
+    folder = trial_folder(tmp_path, ANSWER, seeds=(1, 2))
+    assert run_trial(folder).runs == run_trial(folder).runs
+    assert (folder / "seed1" / "runs.txt").read_text() == "ran\n"
+
+
+def test_a_crash_is_a_failed_result_with_the_end_of_its_log(tmp_path: Path) -> None:
+    result = run_trial(trial_folder(tmp_path, "raise RuntimeError('out of luck')"))
+    assert result.status == "failed"
+    assert "exit code 1" in result.error
+    assert "out of luck" in result.error
+
+
+def test_a_killed_script_is_a_failed_result(tmp_path: Path) -> None:
+    result = run_trial(trial_folder(tmp_path, "import os; os.kill(os.getpid(), 9)"))
+    assert (result.status, "signal 9" in result.error) == ("failed", True)
+
+
+def test_a_script_without_metrics_is_a_failed_result(tmp_path: Path) -> None:
+    result = run_trial(trial_folder(tmp_path, f"open({ARTIFACT_FILE!r}, 'w'); open({METRICS_FILE!r}, 'w').write('{{')"))
+    assert result.status == "failed"
+    assert "without usable metrics" in result.error
+
+
+def test_a_nan_in_the_metrics_never_becomes_a_score(tmp_path: Path) -> None:
+    """json.loads accepts NaN; a result that carries one could win a comparison."""
+    script = ANSWER.replace('"val_bpb": 1.0 + seed', '"val_bpb": float("nan")')
+    result = run_trial(trial_folder(tmp_path, script))
+    assert result.status == "failed"
+
+
+def test_a_divergence_is_a_result(tmp_path: Path) -> None:
+    script = (
+        f"import json; json.dump({{'status': 'diverged', 'steps': 7, 'versions': {{}}}}, open({METRICS_FILE!r}, 'w'))"
+    )
+    result = run_trial(trial_folder(tmp_path, script))
+    assert result.status == "diverged"
+    assert "after 7 steps" in result.error
+
+
+def test_a_run_past_its_timeout_is_stopped_with_all_it_started(tmp_path: Path) -> None:
+    script = "import subprocess, time; subprocess.Popen(['sleep', '987']); time.sleep(987)"
+    started = time.monotonic()
+    result = run_trial(trial_folder(tmp_path, script, timeout=1.0))
+    assert result.status == "timeout"
+    assert "timeout_seconds" in result.error
+    assert time.monotonic() - started < 10
+    assert "sleep 987" not in processes()
+
+
+def test_the_script_dies_with_the_driver_even_when_that_is_killed(tmp_path: Path) -> None:
+    """kill -9 of whoever started the worker leaves neither worker nor script, and the trial stays unfinished."""
+    folder = trial_folder(tmp_path, "import time; open('up', 'w').close(); time.sleep(986)")
+    program = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-m', 'trials.worker', {str(folder)!r}], start_new_session=True)\n"
+        "time.sleep(600)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", program])
+    wait_for(lambda: (folder / "seed1" / "up").exists())
+    driver.kill()
+    driver.wait()
+    wait_for(lambda: str(folder) not in processes())
+    assert not (folder / RESULT_FILE).exists()
+
+
+def test_a_polite_stop_leaves_the_trial_unfinished(tmp_path: Path) -> None:
+    folder = trial_folder(tmp_path, "import time; open('up', 'w').close(); time.sleep(985)")
+    worker = subprocess.Popen([sys.executable, "-m", "trials.worker", str(folder)])
+    wait_for(lambda: (folder / "seed1" / "up").exists())
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(timeout=10) == 128 + signal.SIGTERM
+    wait_for(lambda: str(folder) not in processes())
+    assert not (folder / RESULT_FILE).exists()
+
+
+def test_the_worker_writes_the_result(tmp_path: Path) -> None:
+    folder = trial_folder(tmp_path, ANSWER)
+    assert subprocess.run([sys.executable, "-m", "trials.worker", str(folder)], check=False).returncode == 0
+    result = read_noun(TrialResult, folder / RESULT_FILE)
+    assert result.status == "complete"
+    assert result.runs[0].val_bpb == 2.0
+
+
+def test_a_torn_result_names_the_file_and_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / RESULT_FILE
+    path.write_text('{"status": "comp')
+    with pytest.raises(ValueError, match=r"result\.json: not whole JSON .*delete the file"):
+        read_noun(TrialResult, path)
+
+
+def test_a_torn_last_progress_line_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    path.write_text(json.dumps({"step": 1.0}) + "\n" + '{"step": 2')
+    assert list(read_progress(path)) == [{"step": 1.0}]
+
+
+def processes() -> str:
+    """All command lines on this machine, but our own."""
+    lines = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        if folder.name == str(os.getpid()):
+            continue
+        try:
+            lines.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    return "\n".join(lines)
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)

@@ -1,0 +1,152 @@
+"""Run the shipped script once per seed and turn what it leaves behind into a TrialResult.
+
+This process never loads torch: it starts `train_gpt.py`, the very file that would be submitted, watches the clock,
+and reads `metrics.json`. Whatever happens to the script, the answer is a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from space.plain import from_plain
+from trials.spec import (
+    ARTIFACT_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    SCRIPT_FILE,
+    SPEC_FILE,
+    SeedRun,
+    Status,
+    TrialResult,
+    TrialSpec,
+    read_noun,
+)
+
+POLL_SECONDS = 0.1
+LOG_TAIL_LINES = 30
+_SEED_RUN_KEYS = tuple(SeedRun.__dataclass_fields__)
+
+
+class Orphaned(Exception):
+    """The process that started this one is gone; nobody waits for the result, so the work stops."""
+
+
+def run_trial(folder: Path) -> TrialResult:
+    """All seeds of the trial in `folder`, one after another; a seed that already finished is not run again.
+
+    Raises:
+        Orphaned: the parent process died. The trial stays unfinished and its driver's successor runs it again.
+        ValueError: there is no readable spec.
+    """
+    spec = read_noun(TrialSpec, folder / SPEC_FILE)
+    started = time.monotonic()
+    runs: list[SeedRun] = []
+    versions: dict[str, str] = {}
+    status: Status = "complete"
+    error = ""
+    for seed in spec.seeds:
+        seed_dir = folder / f"seed{seed}"
+        status, error = _run_seed(spec, folder / SCRIPT_FILE, seed_dir, seed)
+        if status != "complete":
+            break
+        try:
+            metrics = json.loads((seed_dir / METRICS_FILE).read_text(encoding="utf-8"))
+            versions = metrics["versions"]
+            if metrics["status"] == "diverged":
+                status, error = "diverged", f"seed {seed}: the loss was not finite after {metrics['steps']} steps"
+                break
+            runs.append(from_plain(SeedRun, {key: metrics[key] for key in _SEED_RUN_KEYS}, where=METRICS_FILE))
+        except (OSError, KeyError, ValueError) as problem:
+            status, error = "failed", f"seed {seed}: the script ended without usable metrics: {problem!r}"
+            break
+    return TrialResult(
+        status=status, runs=tuple(runs), error=error, seconds=time.monotonic() - started, versions=versions
+    )
+
+
+def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int) -> tuple[Status, str]:
+    """Run the script in `seed_dir` unless it already finished there. Returns how the process ended, and why."""
+    if (seed_dir / METRICS_FILE).exists() and (seed_dir / ARTIFACT_FILE).exists():
+        return "complete", ""
+    shutil.rmtree(seed_dir, ignore_errors=True)
+    seed_dir.mkdir(parents=True)
+    with (seed_dir / LOG_FILE).open("wb") as log:
+        process = subprocess.Popen(
+            _command(spec, script, seed),
+            cwd=seed_dir,
+            env=_environment(spec),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        try:
+            timed_out = _wait(process, spec.timeout_seconds)
+        finally:
+            _kill_group(process)
+    if timed_out:
+        return (
+            "timeout",
+            f"seed {seed}: still running after {spec.timeout_seconds:g} s; raise the rung's timeout_seconds",
+        )
+    if process.returncode:
+        how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
+        return "failed", f"seed {seed}: {SCRIPT_FILE} ended with {how}; its log ends with\n{_tail(seed_dir / LOG_FILE)}"
+    return "complete", ""
+
+
+def _command(spec: TrialSpec, script: Path, seed: int) -> list[str]:
+    launcher = [sys.executable, "-u"]
+    if spec.processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={spec.processes}"]
+    options = {"--data": spec.data_dir, "--tokenizer": spec.tokenizer, "--out": ".", "--seed": str(seed)}
+    return [*launcher, str(script.absolute()), *(word for pair in options.items() for word in pair)]
+
+
+def _environment(spec: TrialSpec) -> dict[str, str]:
+    """Threads follow the trial's share of the machine; a trial without GPUs must not see any (automl R6)."""
+    environment = dict(os.environ)
+    environment["OMP_NUM_THREADS"] = str(max(1, int(spec.cpus) // spec.processes))
+    if not spec.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill the script when this supervisor dies, however it dies; elsewhere the poll has to do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_seconds: float) -> bool:
+    """Wait for the end; True when the time ran out first. Raises Orphaned when our own parent goes away."""
+    parent, deadline = os.getppid(), time.monotonic() + timeout_seconds
+    while process.poll() is None:
+        if os.getppid() != parent:
+            raise Orphaned(f"process {parent} is gone")
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """End the script and everything it started (torchrun's ranks)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-LOG_TAIL_LINES:])
