@@ -106,6 +106,7 @@ class TrainConfig:
     batch_tokens: int = 524_288  # target tokens per optimizer step, over all ranks
     seq_len: int = 1024  # tokens per sequence; divides batch_tokens
     micro_batch_tokens: int = 65_536  # most tokens in one forward pass on one rank; the rest accumulates
+    loader: Literal["sequential", "shuffled"] = "sequential"  # order of training windows; small batches want shuffled
     matrix_lr: float = 0.04  # Muon, attention and MLP matrices
     embed_lr: float = 0.05  # AdamW, tied embedding
     scalar_lr: float = 0.04  # AdamW, gains, scales, mixes
@@ -148,6 +149,8 @@ class TrainConfig:
         for name in ("muon_momentum_warmup", "warmdown_fraction", "min_lr_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.loader not in ("sequential", "shuffled"):
+            raise ValueError(f"loader must be 'sequential' or 'shuffled', got {self.loader!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
 

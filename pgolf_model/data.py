@@ -15,12 +15,20 @@ from pgolf_model.shards import read_shard
 
 
 def train_batches(
-    paths: Sequence[Path], *, batch_tokens: int, seq_len: int, rank: int, world_size: int
+    paths: Sequence[Path],
+    *,
+    batch_tokens: int,
+    seq_len: int,
+    rank: int,
+    world_size: int,
+    loader: str = "sequential",
+    seed: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of consecutive tokens, shard after shard, starting over at the end.
+    """Endless batches of windows of `seq_len` inputs, each with the token after it.
 
-    Step k covers `batch_tokens` inputs from position k * batch_tokens (modulo the corpus) and the token after
-    them; each rank takes its contiguous slice, so all ranks together read what one rank alone would.
+    `sequential` reads the shards from front to back, `shuffled` visits their windows in an order drawn anew for every
+    pass from `seed`. Each rank takes its contiguous slice of a batch's windows, so all ranks together read what one
+    rank alone would.
 
     Yields:
         (inputs, targets), each (batch_tokens / world_size / seq_len, seq_len) int64 on the CPU.
@@ -39,20 +47,42 @@ def train_batches(
             f"the training shards hold {num_tokens} tokens, one batch needs {batch_tokens + 1}; "
             f"lower batch_tokens or add shards"
         )
-    return _batches(shards, batch_tokens, seq_len, rank, world_size)
+    num_windows = batch_tokens // seq_len
+    if loader == "shuffled":
+        starts = _shuffled_starts((num_tokens - 1) // seq_len, num_windows, seq_len, seed)
+    else:
+        starts = _sequential_starts(num_tokens, num_windows, seq_len)
+    share = num_windows // world_size
+    return _read_windows(shards, (batch[rank * share : (rank + 1) * share] for batch in starts), seq_len)
 
 
-def _batches(
-    shards: list[np.ndarray], batch_tokens: int, seq_len: int, rank: int, world_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The stream behind `train_batches`, its arguments already checked."""
-    starts = np.cumsum([0, *(len(shard) for shard in shards)])
-    rank_tokens = batch_tokens // world_size
-    position = rank * rank_tokens
+def _sequential_starts(num_tokens: int, num_windows: int, seq_len: int) -> Iterator[np.ndarray]:
+    """First tokens of each batch's windows, front to back, starting over at the end."""
+    position = 0
     while True:
-        span = torch.from_numpy(_span(shards, starts, position, rank_tokens + 1))
-        yield span[:-1].view(-1, seq_len), span[1:].view(-1, seq_len)
-        position = (position + batch_tokens) % int(starts[-1])
+        yield (position + seq_len * np.arange(num_windows)) % num_tokens
+        position = (position + seq_len * num_windows) % num_tokens
+
+
+def _shuffled_starts(corpus_windows: int, num_windows: int, seq_len: int, seed: int) -> Iterator[np.ndarray]:
+    """First tokens of each batch's windows: every window once per pass, each pass in an order of its own."""
+    generator = np.random.default_rng(seed)
+    waiting = np.empty(0, dtype=np.int64)
+    while True:
+        while len(waiting) < num_windows:
+            waiting = np.concatenate((waiting, generator.permutation(corpus_windows)))
+        yield waiting[:num_windows] * seq_len
+        waiting = waiting[num_windows:]
+
+
+def _read_windows(
+    shards: list[np.ndarray], batches: Iterator[np.ndarray], seq_len: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The windows at the given positions, as inputs and targets."""
+    starts = np.cumsum([0, *(len(shard) for shard in shards)])
+    for batch in batches:
+        windows = torch.from_numpy(np.stack([_span(shards, starts, int(at), seq_len + 1) for at in batch]))
+        yield windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
 def _span(shards: list[np.ndarray], starts: np.ndarray, position: int, count: int) -> np.ndarray:

@@ -64,6 +64,8 @@ def train(config: RunConfig, *, data: str, env: DistEnv, out_dir: Path | None) -
         seq_len=recipe.seq_len,
         rank=env.rank,
         world_size=env.world_size,
+        loader=recipe.loader,
+        seed=config.seed,
     )
     model = build_model(config.model, seed=config.seed).to(env.device)
     loss_function, warmup_seconds = prepare_device(model, recipe, env)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pgolf_model.config import RunConfig
 from search.bundle import bundle
 from search.corpus.manifest import Manifest, check_comparable, read_manifest
 from search.ledger import TrialRecord, read_record, read_records, trial_dir
@@ -56,6 +55,7 @@ class Driver:
         self._datasets = {name: open_dataset(name) for name in study.data}
         _refuse_incomparable(list(self._datasets.values()))
         self.space = study_space(study)
+        self._starts = starting_points(study, self.space)
         freeze(study)
         self._records: dict[str, TrialRecord] = {r.spec.trial_id: r for r in read_records(study)}
         self._sampler = Sampler(study, self.space)
@@ -114,11 +114,11 @@ class Driver:
         return spec
 
     def _ask(self, rung: Rung) -> TrialSpec:
-        """The control first, then whatever the sampler wants to know."""
-        has_control = any(r.spec.label == CONTROL for r in self.records if r.spec.rung == rung.name)
-        if self.study.control and not has_control:
-            params = dict(self.space.control)
-            return self._spec(rung, self._sampler.add(rung.name, params, origin=CONTROL), params, label=CONTROL)
+        """The control first, then the space's warm starts, then whatever the sampler wants to know."""
+        entered = {r.spec.label for r in self.records if r.spec.rung == rung.name}
+        for label, params in self._starts:
+            if label not in entered:
+                return self._spec(rung, self._sampler.add(rung.name, params, origin=label), params, label=label)
         number, params = self._sampler.ask(rung.name)
         return self._spec(rung, number, params)
 
@@ -126,7 +126,7 @@ class Driver:
         self, rung: Rung, number: int, params: dict[str, Scalar], *, label: str = "", parent: int | None = None
     ) -> TrialSpec:
         dataset = self._datasets[str(params.get(DATA_KNOB, self.study.data[0]))]
-        config = rung.apply(self._build(params, dataset), rung.seeds[0])
+        config = rung.apply(self.space.build(params, vocab_size=dataset.manifest.vocab_size), rung.seeds[0])
         estimate = estimate_model_bytes(config)
         code_bytes = len(bundle(config))
         return TrialSpec(
@@ -148,10 +148,6 @@ class Driver:
             predicted_low=estimate.low + code_bytes,
             predicted_high=estimate.high + code_bytes,
         )
-
-    def _build(self, params: dict[str, Scalar], dataset: Dataset) -> RunConfig:
-        known = {name: value for name, value in params.items() if name != DATA_KNOB}
-        return self.space.build(known, vocab_size=dataset.manifest.vocab_size)
 
     def _write(self, spec: TrialSpec) -> None:
         """The folder of a trial: the script first, the spec last, so that a spec means a whole folder."""
@@ -189,7 +185,16 @@ def study_space(study: StudyConfig) -> Space:
     if len(study.data) == 1:
         return space
     knob = ChoiceParam(name=DATA_KNOB, options=study.data, tag="scale_free", doc="dataset, and so the tokenizer")
-    return replace(space, params=(knob, *space.params), control={DATA_KNOB: study.data[0], **space.control})
+    first = {DATA_KNOB: study.data[0]}
+    starts = tuple(replace(start, values={**first, **start.values}) for start in space.warm_starts)
+    return replace(space, params=(knob, *space.params), control={**first, **space.control}, warm_starts=starts)
+
+
+def starting_points(study: StudyConfig, space: Space) -> tuple[tuple[str, dict[str, Scalar]], ...]:
+    """(label, parameters) of the trials that come before the sampler's: the control and the warm starts, if wanted."""
+    control = ((CONTROL, dict(space.control)),) if study.control else ()
+    known = tuple((start.label, dict(start.values)) for start in space.warm_starts) if study.warm_starts else ()
+    return control + known
 
 
 def open_dataset(name: str) -> Dataset:

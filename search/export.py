@@ -14,30 +14,36 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypeVar
+from typing import Any
 
 from pgolf_model.config import RunConfig
 from pgolf_model.shards import shard_paths
 from search.bundle import bundle, readable, unpack_script
 from search.ledger import TrialRecord, trial_dir
+from search.readme import submission_readme
 from search.study import Caps, StudyConfig
-from space.plain import from_plain, to_plain
-from trials.spec import ARTIFACT_FILE, LOG_FILE, METRICS_FILE, SCRIPT_FILE, Scalar, SeedRun, TrialResult, write_json
+from search.submission import (
+    MADE_BY,
+    PROVENANCE_FILE,
+    READABLE_FILE,
+    README_FILE,
+    REQUIREMENTS_FILE,
+    SUBMISSION_FILE,
+    TOKENIZER_FILE,
+    Provenance,
+    SeedEntry,
+    Submission,
+    file_facts,
+    read_known,
+    seed_log,
+)
+from trials.spec import ARTIFACT_FILE, LOG_FILE, METRICS_FILE, SCRIPT_FILE, SeedRun, TrialResult, write_json
 
-T = TypeVar("T")
-
-SUBMISSION_FILE = "submission.json"
-PROVENANCE_FILE = "provenance.json"
-READABLE_FILE = "train_gpt_readable.py"
-README_FILE = "README.md"
-REQUIREMENTS_FILE = "requirements.txt"
-TOKENIZER_FILE = "tokenizer.model"
 RECORD_TRACK = "10min_16mb"
 OTHER_TRACK = "non_record_16mb"
-MADE_BY = "pgolf export"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,85 +54,6 @@ class Credits:
     github_id: str = ""
     name: str = ""  # of the submission; the study's name and the trial by default
     blurb: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SeedEntry:
-    """One seed in `submission.json`, under the names records use."""
-
-    val_bpb: float
-    val_loss: float  # nats per token
-    pre_quant_val_bpb: float
-    artifact_bytes: int
-    bytes_model: int
-    bytes_code: int
-    steps: int
-    train_time_s: float
-    eval_time_s: float
-    artifact_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Submission:
-    """`submission.json` (atlas H). Scores are means over the seeds; bytes are those of the files in the folder."""
-
-    author: str
-    github_id: str
-    name: str
-    blurb: str
-    date: str  # ISO
-    track: str
-    val_loss: float
-    val_bpb: float
-    val_bpb_std: float  # sample standard deviation over the seeds, 0 for one
-    pre_quant_val_bpb: float
-    bytes_total: int
-    bytes_code: int
-    bytes_model: int
-    bytes_cap: int  # what bytes_total was held to
-    artifact_seed: int  # the seed whose artifact lies in the folder
-    artifact_sha256: str
-    seeds: tuple[int, ...]
-    seed_results: dict[str, SeedEntry]  # by seed
-    num_params: int
-    step_stop: int  # optimizer steps of the shipped seed
-    wallclock_seconds: float  # training, slowest seed
-    eval_time_seconds: float  # slowest seed
-    hardware: str
-    pytorch_version: str
-    compliance: dict[str, bool]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileFacts:
-    """A file the score depends on."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Provenance:
-    """`provenance.json`: where the numbers come from, enough to compute them again."""
-
-    made_by: str = MADE_BY
-    study: str
-    trial_id: str
-    label: str
-    params: dict[str, Scalar]  # what the sampler said
-    data_dir: str  # absolute, on the machine of the run
-    tokenizer: FileFacts
-    val_shards: tuple[FileFacts, ...]
-    max_tokens: int  # leading validation tokens that were scored; 0 is all
-    scored_tokens: int
-    scored_bytes: int
-    script_sha256: str
-    device: str
-    world_size: int
-    threads: int
-    versions: dict[str, str] = field(default_factory=dict)
-    git_commit: str = ""  # of pgolf; ends in -dirty when its files were changed, empty outside a checkout
 
 
 def export(
@@ -168,43 +95,15 @@ def export(
             shutil.copyfile(source / f"seed{run.seed}" / LOG_FILE, staging / seed_log(run.seed))
         (staging / READABLE_FILE).write_text(_readable_source(script, record.spec.config), encoding="utf-8")
         (staging / REQUIREMENTS_FILE).write_text(_requirements(provenance.versions), encoding="utf-8")
-        (staging / README_FILE).write_text(_readme(record, submission, provenance), encoding="utf-8")
+        (staging / README_FILE).write_text(
+            submission_readme(record.spec.config, submission, provenance), encoding="utf-8"
+        )
         write_json(staging / SUBMISSION_FILE, submission)
         write_json(staging / PROVENANCE_FILE, provenance)
         _put_in_place(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return out
-
-
-def seed_log(seed: int) -> str:
-    """Name of one seed's log in a submission."""
-    return f"train_seed{seed}.log"
-
-
-def file_facts(path: Path) -> FileFacts:
-    """Name, size and hash of a file; OSError where there is none."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileFacts(name=path.name, bytes=path.stat().st_size, sha256=digest)
-
-
-def read_known(cls: type[T], path: Path) -> T:
-    """A noun from a JSON file that people may have added keys to.
-
-    Raises:
-        ValueError: no such file, not JSON, or a key is missing or of the wrong type; names the file.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; give a folder made by `pgolf export`") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    if isinstance(data, Mapping):
-        data = {key: value for key, value in data.items() if key in known}
-    return from_plain(cls, data, where=str(path))
 
 
 def _submittable(caps: Caps, record: TrialRecord) -> TrialResult:
@@ -346,7 +245,7 @@ def _seed_entry(run: SeedRun) -> SeedEntry:
 
 def _blurb(config: RunConfig) -> str:
     model, quant = config.model, config.quant
-    loops = f", layers {model.loop_start}-{model.loop_end - 1} run {1 + model.loop_repeats} times"
+    loops = f" ([{model.loop_start}, {model.loop_end}) run {1 + model.loop_repeats} times)"
     return (
         f"{model.num_layers} layers{loops if model.loop_repeats else ''}, width {model.model_dim}, "
         f"MLP {model.mlp_mult:g}x, vocabulary {model.vocab_size}; {'/'.join(map(str, quant.attn_bits))} bits for "
@@ -384,84 +283,3 @@ def _put_in_place(staging: Path, out: Path) -> None:
         out.rename(previous)
     staging.rename(out)
     shutil.rmtree(previous, ignore_errors=True)
-
-
-def _readme(record: TrialRecord, submission: Submission, provenance: Provenance) -> str:
-    spec = record.spec
-    spread = f" +- {submission.val_bpb_std:.5f}" if len(submission.seeds) > 1 else ""
-    seeds = "1 seed" if len(submission.seeds) == 1 else f"{len(submission.seeds)} seeds"
-    subset = (
-        f"Scored on the first {provenance.scored_tokens:,} validation tokens only, as its rung asks: not comparable "
-        "with scores of the whole set.\n\n"
-        if provenance.max_tokens
-        else ""
-    )
-    seed_rows = "".join(
-        f"| {seed} | {entry.steps:,} | {entry.pre_quant_val_bpb:.5f} | {entry.val_bpb:.5f} | {entry.val_loss:.5f} | "
-        f"{entry.artifact_bytes:,} | {entry.train_time_s:.1f} | {entry.eval_time_s:.1f} |\n"
-        for seed, entry in submission.seed_results.items()
-    )
-    config_rows = "".join(
-        f"| {section}.{name} | {value} |\n" if section else f"| {name} | {value} |\n"
-        for section, name, value in _config_values(spec.config)
-    )
-    rules = "".join(f"- [{'x' if kept else ' '}] {rule}\n" for rule, kept in submission.compliance.items())
-    ranks = provenance.world_size
-    launch = f"torchrun --standalone --nproc_per_node={ranks}" if ranks > 1 else "python"
-    return f"""\
-# {submission.name}: val_bpb {submission.val_bpb:.5f}{spread} ({seeds})
-
-{submission.blurb}.
-{submission.num_params:,} parameters, {submission.bytes_total:,} bytes of {submission.bytes_cap:,}, run on \
-{submission.hardware}.
-
-{subset}| seed | steps | pre-quantization bpb | **val_bpb** | val_loss | bytes | train s | eval s |
-|---|---|---|---|---|---|---|---|
-{seed_rows}
-`{ARTIFACT_FILE}` is the artifact of seed {submission.artifact_seed}, the first one listed when the trial was started.
-Its score was read from that file after unpacking.
-
-## Run it
-
-    pip install -r {REQUIREMENTS_FILE}
-    {launch} {SCRIPT_FILE} --data DATASET_FOLDER --tokenizer {TOKENIZER_FILE} --seed {submission.artifact_seed}
-    python {SCRIPT_FILE} --evaluate {ARTIFACT_FILE} --val DATASET_FOLDER --tokenizer {TOKENIZER_FILE}\
-{f" --max-tokens {provenance.max_tokens}" if provenance.max_tokens else ""}
-
-On eight GPUs: `torchrun --standalone --nproc_per_node=8 {SCRIPT_FILE}`. Every hyperparameter is in the script's last
-lines. `pgolf verify` recounts the bytes and recomputes the score.
-
-## Bytes
-
-| file | bytes |
-|---|---|
-| {SCRIPT_FILE} | {submission.bytes_code:,} |
-| {ARTIFACT_FILE} | {submission.bytes_model:,} |
-| counted | {submission.bytes_total:,} |
-| cap | {submission.bytes_cap:,} |
-
-Not counted, as in other records: `{TOKENIZER_FILE}` ({provenance.tokenizer.bytes:,} bytes).
-`{READABLE_FILE}` is for reading; the script that ran and counts is `{SCRIPT_FILE}`.
-
-## Rules
-
-{rules}
-No validation data is read during training; quantization needs no data. Each token is scored once, from the tokens
-before it, by a distribution over the whole vocabulary, and nothing is learned while scoring.
-
-## Configuration
-
-| field | value |
-|---|---|
-{config_rows}"""
-
-
-def _config_values(config: RunConfig) -> list[tuple[str, str, object]]:
-    """(section, field, value) of everything in the config."""
-    rows: list[tuple[str, str, object]] = []
-    for section, value in to_plain(config).items():
-        if isinstance(value, Mapping):
-            rows += [(section, name, item) for name, item in value.items()]
-        else:
-            rows.append(("", section, value))
-    return rows

@@ -28,10 +28,11 @@ def export(
       pgolf export demo --out submission
       pgolf export demo --trial full/0007 --out submission --author "Ada Lovelace" --github-id ada
     """
-    from search.export import SUBMISSION_FILE, Credits
+    from search.export import Credits
     from search.export import export as write_submission
     from search.ledger import best_record, read_records
     from search.study import load_study
+    from search.submission import SUBMISSION_FILE
 
     config = load_study(study)
     records = read_records(config)

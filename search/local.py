@@ -17,6 +17,7 @@ from search.promote import Done, Wait
 from trials.spec import RESULT_FILE, TrialSpec
 
 POLL_SECONDS = 0.1
+WORKER_LOG = "worker.log"  # in the trial's folder: what the worker itself had to say
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -100,7 +101,7 @@ def worker_environment(gpus: tuple[int, ...] | None = None) -> dict[str, str]:
 
 def _start(spec: TrialSpec, driver: Driver, gpus: tuple[int, ...]) -> _Running:
     folder = trial_dir(driver.study, spec.trial_id)
-    with (folder / "worker.log").open("wb") as log:
+    with (folder / WORKER_LOG).open("wb") as log:
         process = subprocess.Popen(
             worker_command(folder),
             env=worker_environment(gpus),
@@ -113,7 +114,7 @@ def _start(spec: TrialSpec, driver: Driver, gpus: tuple[int, ...]) -> _Running:
 
 
 def _how_it_ended(slot: _Running) -> str:
-    return f"the worker ended with exit code {slot.process.returncode} and left no {RESULT_FILE}; see its worker.log"
+    return f"the worker ended with exit code {slot.process.returncode} and left no {RESULT_FILE}; see its {WORKER_LOG}"
 
 
 def _fits(spec: TrialSpec, running: list[_Running], machine: Machine) -> bool:

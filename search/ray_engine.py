@@ -20,12 +20,12 @@ from typing import Any
 from search.driver import Driver
 from search.events import Event, Finished, Started, Tick
 from search.ledger import trial_dir
-from search.local import Machine, refuse_impossible, worker_command, worker_environment
+from search.local import WORKER_LOG, Machine, refuse_impossible, worker_command, worker_environment
 from search.promote import Done, Wait
 from space.plain import to_plain
 from trials.spec import TrialSpec
 
-Events = queue.Queue[Event | BaseException | None]  # None: the study is over
+Events = queue.Queue[Event | TrialSpec | BaseException | None]  # a spec: handed to Tune; None: the study is over
 
 TICK_SECONDS = 0.5
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange files, not objects; Ray's floor is 75 MB
@@ -60,13 +60,18 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
     if not address:
         cluster = {"num_cpus": int(machine.cpus), "num_gpus": machine.gpus, "include_dashboard": False}
         cluster["object_store_memory"] = OBJECT_STORE_BYTES
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it misses the loggers that we turn off
     ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **cluster)
     events: Events = queue.Queue()
     stopping = threading.Event()
     try:
         # Tune takes over signals in the main thread; in a thread of its own it leaves Ctrl-C to us.
         threading.Thread(target=_tune, args=(driver, events, stopping), daemon=True, name="tune").start()
+        queued: list[TrialSpec] = []
         while True:
+            for spec in [s for s in queued if _worker_log(driver, s).exists()]:
+                queued.remove(spec)
+                yield Started(spec=spec)
             try:
                 event = events.get(timeout=TICK_SECONDS)
             except queue.Empty:
@@ -76,7 +81,10 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
                 return
             if isinstance(event, BaseException):
                 raise event
-            yield event
+            if isinstance(event, TrialSpec):
+                queued.append(event)
+            else:
+                yield event
     finally:
         stopping.set()
         ray.shutdown()
@@ -104,11 +112,16 @@ def _tune(driver: Driver, events: Events, stopping: threading.Event) -> None:
 def _run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs inside the Ray actor: one worker process, like the local engine's."""
     folder = Path(config["folder"])
-    with (folder / "worker.log").open("wb") as log:
+    with (folder / WORKER_LOG).open("wb") as log:
         code = subprocess.call(
             worker_command(folder), env=worker_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     return {"exit_code": code}
+
+
+def _worker_log(driver: Driver, spec: TrialSpec) -> Path:
+    """A file that exists once the trial has left Tune's queue."""
+    return trial_dir(driver.study, spec.trial_id) / WORKER_LOG
 
 
 def _resources(config: dict[str, Any]) -> Any:
@@ -129,6 +142,12 @@ def _brain_searcher(driver: Driver, events: Events, stopping: threading.Event) -
             super().__init__()
             self._specs: dict[str, TrialSpec] = {}
 
+        def __reduce__(self) -> Any:
+            return Searcher, ()  # Tune pickles what it would restore from; there is nothing here to restore
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: the trial folders are the record."""
+
         def suggest(self, trial_id: str) -> Any:
             said = Done() if stopping.is_set() else driver.next()
             if isinstance(said, Done):
@@ -136,7 +155,8 @@ def _brain_searcher(driver: Driver, events: Events, stopping: threading.Event) -
             if isinstance(said, Wait):
                 return None
             self._specs[trial_id] = said
-            events.put(Started(spec=said))
+            _worker_log(driver, said).unlink(missing_ok=True)
+            events.put(said)
             return {"folder": str(trial_dir(driver.study, said.trial_id)), "spec": to_plain(said)}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

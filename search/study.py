@@ -64,6 +64,7 @@ class StudyConfig:
     engine: EngineName = "ray"
     seed: int = 0  # of the sampler; never of a run
     control: bool = True  # run the space's control first and carry it to the top rung
+    warm_starts: bool = True  # then the space's other known good points
     max_infeasible: int = 200  # stop after so many forecasts over a cap in a row
     storage: str = ""  # Optuna storage URL; empty is an SQLite file in the study's folder
     folder: str = ""  # where trials are kept; empty is runs/NAME

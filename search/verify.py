@@ -22,7 +22,7 @@ from statistics import fmean
 
 from pgolf_model.shards import shard_paths
 from search.bundle import ALLOWED_PACKAGES, foreign_imports, unpack_script
-from search.export import (
+from search.submission import (
     PROVENANCE_FILE,
     REQUIREMENTS_FILE,
     SUBMISSION_FILE,
@@ -37,11 +37,11 @@ from search.export import (
 from space.plain import from_plain
 from trials.spec import ARTIFACT_FILE, SCRIPT_FILE
 
-# The same kind of device and number of ranks computes the same sums up to the order of additions (1e-8 seen). Another
-# one rounds every matrix product differently, bfloat16 on a GPU against float32 on a CPU most of all: up to a few 1e-4
-# nats, still ten times less than the 0.005 that a record has to win by.
+# The same kind of device and number of ranks computes the same sums: equal to the last bit with 1 and 2 CPU threads.
+# Another one rounds every matrix product differently. bfloat16 against float32, the furthest apart, differed by 0.00053
+# bpb and 0.00089 nats over 65,536 tokens; a record has to win by 0.005 nats.
 SAME_DEVICE_TOLERANCE = 1e-6
-OTHER_DEVICE_TOLERANCE = 5e-4
+OTHER_DEVICE_TOLERANCE = 2e-3
 
 KEPT_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 

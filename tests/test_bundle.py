@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -22,16 +23,14 @@ from search.bundle import (
     code_bytes,
     compact_repr,
     foreign_imports,
-    join_modules,
-    minify,
     readable,
     self_extracting,
     unpack_script,
 )
+from search.onefile import join_modules, minify
 
 CONFIG_NAMES = {
-    cls.__name__: cls
-    for cls in (RunConfig, ModelConfig, TrainConfig, QuantConfig, Budget, type(CONFIG.eval))
+    cls.__name__: cls for cls in (RunConfig, ModelConfig, TrainConfig, QuantConfig, Budget, type(CONFIG.eval))
 }
 
 
@@ -64,9 +63,7 @@ def test_bundle_equals_the_package_bit_for_bit(tmp_path: Path, tiny_data: Path) 
     )
     options = ["--data", str(tiny_data), "--out"]
     bundled = run("-I", "-c", blocked, "train_gpt.py", *options, "bundled", cwd=tmp_path)
-    program = (
-        f"from pgolf_model.config import *; from pgolf_model.main import main; raise SystemExit(main({CONFIG!r}))"
-    )
+    program = f"from pgolf_model.config import *; from pgolf_model.main import main; raise SystemExit(main({CONFIG!r}))"
     package = run("-c", program, *options, "package", cwd=tmp_path)
     assert (bundled.returncode, package.returncode) == (0, 0), bundled.stderr + package.stderr
 
@@ -143,7 +140,8 @@ def test_code_bytes_are_cheap_and_exact() -> None:
 
 def test_errors_in_the_packed_script_show_their_source(tmp_path: Path) -> None:
     """An uncaught error, also one at import, names the line of the unpacked source; inspect finds it as well."""
-    body = "import inspect\ndef broken(x):\n return {'a': 1}[x]\ndef main():\n print(inspect.getsource(broken))\n broken('b')\n"
+    body = "import inspect\ndef broken(x):\n return {'a': 1}[x]\n"
+    body += "def main():\n print(inspect.getsource(broken))\n broken('b')\n"
     (tmp_path / "script.py").write_bytes(self_extracting(body) + b"main()\n")
     answer = run("-I", "script.py", cwd=tmp_path)
     assert answer.stdout.startswith("def broken(x):\n return")
@@ -169,40 +167,45 @@ TOY = {
     "from pgolf_model.config import Noun\n\n\ndef root(noun: Noun, *rest: Iterable[int]) -> float:\n"
     '    """The root."""\n    total: float = math.sqrt(noun.size)\n    return total\n\n\n'
     "def unused() -> str:\n    return os.sep\n",
-    "main": '"""Entry."""\n\nimport math\n\nfrom pgolf_model.config import Noun\nfrom pgolf_model.steps import root\n\n\n'
+    "main": '"""Entry."""\n\nimport math\n\nfrom pgolf_model.config import Noun\n'
+    "from pgolf_model.steps import root\n\n\n"
     "def main(noun: Noun) -> float:\n    return math.floor(root(noun))\n\n\n"
     'if __name__ == "__main__":\n    main(Noun())\n',
 }
 
 
-def test_minified_source_is_the_same_program_without_what_nobody_reads() -> None:
+def test_minified_source_is_the_same_program_without_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Docstrings, comments, annotations, unused definitions and imports go; dataclass fields and behaviour stay."""
-    text = minify(join_modules(TOY), roots=["main"])
+    text = minify(join_modules(TOY, "main"), roots=["main", "Noun"])
     assert text == (
         "from __future__ import annotations\nimport math\nfrom dataclasses import dataclass\n"
         "@dataclass(frozen=True)\nclass Noun:\n size: int = 3\n"
         "def root(noun, *rest):\n total = math.sqrt(noun.size)\n return total\n"
         "def main(noun):\n return math.floor(root(noun))\n"
     )
-    namespace: dict[str, object] = {"__name__": "toy"}
-    sys.modules["toy"] = sys  # dataclasses look their module up
-    try:
-        exec(text, namespace)
-    finally:
-        del sys.modules["toy"]
-    assert eval("main(Noun(size=17))", namespace) == 4
+    toy = ModuleType("toy")
+    monkeypatch.setitem(sys.modules, "toy", toy)  # dataclasses look their module up
+    exec(text, vars(toy))
+    assert toy.main(toy.Noun(size=17)) == 4
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": TOY["steps"] + "\nclass Noun:\n    pass\n"}, r"Noun is defined in pgolf_model\.(config|steps) and in"),
+        (
+            {"steps": TOY["steps"] + "\nclass Noun:\n    pass\n"},
+            r"Noun is defined in pgolf_model\.(config|steps) and in",
+        ),
+        ({"steps": TOY["steps"] + "\nroot = 3\n"}, "root is defined in pgolf_model.steps and in pgolf_model.steps"),
         ({"steps": TOY["steps"] + "\nmain = 3\n"}, r"main is defined in pgolf_model\.steps and in pgolf_model\.main"),
         ({"main": TOY["main"].replace("import math\n", "import cmath as math\n")}, "math is imported as two things"),
         ({"config": TOY["config"] + "\nmath = 3\n"}, r"math is defined in pgolf_model\.config and imported from math"),
         ({"main": TOY["main"].replace("import root", "import root as r")}, "root must not be renamed"),
         ({"main": TOY["main"].replace("from pgolf_model.steps", "from .steps")}, "relative imports"),
-        ({"main": TOY["main"].replace("from pgolf_model.steps import root", "import pgolf_model.steps")}, "write 'from"),
+        (
+            {"main": TOY["main"].replace("from pgolf_model.steps import root", "import pgolf_model.steps")},
+            "write 'from",
+        ),
         ({"main": TOY["main"].replace("import root", "import *")}, "name what is imported"),
         ({"main": TOY["main"].replace("pgolf_model.steps", "pgolf_model.stairs")}, "which does not exist"),
         ({"main": TOY["main"].replace("import root", "import math")}, "not defined there"),
@@ -216,7 +219,7 @@ def test_minified_source_is_the_same_program_without_what_nobody_reads() -> None
 )
 def test_broken_bundling_rules_are_refused_by_name(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        join_modules(TOY | changes)
+        join_modules(TOY | changes, "main")
 
 
 def test_a_damaged_script_does_not_unpack() -> None:

@@ -101,7 +101,7 @@ def test_kill_nine_in_mid_study_then_the_same_command_again(tmp_path: Path, tiny
     first = pgolf("search", str(study), cwd=tmp_path)
     wait_for_results(folder, 1, first)
     os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    first.communicate()
     kept = results(folder)
 
     code, _, err = finish(pgolf("search", str(study), cwd=tmp_path))

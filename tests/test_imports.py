@@ -18,10 +18,22 @@ THIRD_PARTY = {  # what each package may import besides the standard library, an
     "pgolf_model": {"torch", "numpy", "sentencepiece", "zstandard", "triton", "flash_attn_interface"},
     "space": {"numpy"},
     "trials": {"torch", "numpy"},
-    "search": {"numpy", "sentencepiece", "click", "rich", "huggingface_hub", "optuna", "ray", "plotly", "torch"},
+    "search": {
+        "numpy",
+        "sentencepiece",
+        "click",
+        "rich",
+        "huggingface_hub",
+        "optuna",
+        "sqlalchemy",
+        "ray",
+        "plotly",
+        "torch",
+    },
 }
 ONLY_IN = {  # third-party package -> the modules that may import it
     "optuna": {"search.sampler", "search.surrogate"},
+    "sqlalchemy": {"search.sampler"},  # Optuna's storages raise its errors
     "ray": {"search.ray_engine"},
     "plotly": {"search.plot"},
     "huggingface_hub": {"search.corpus.fetch"},

@@ -86,6 +86,8 @@ seed_runs = st.builds(
     pre_quant_val_bpb=POSITIVE,
     model_bytes=BYTES,
     train_seconds=POSITIVE,
+    eval_seconds=POSITIVE,
+    total_seconds=POSITIVE,
     artifact_sha256=TEXT,
 )
 results = st.builds(

@@ -81,15 +81,15 @@ def test_the_forecast_meets_the_packer_on_normal_weights(config: RunConfig) -> N
     """Without the corrections for what training does to weights, the forecast is within 0.6 % of the real bytes."""
     estimate, actual = estimate_model_bytes(config), packed_bytes(config)
     normal = normal_code_bytes(config.model, config.quant)
-    untrained = estimate.model_bytes + EMBED_DEFICIT.central * config.model.vocab_size * config.model.model_dim / 8
+    untrained = estimate.model_bytes + EMBED_DEFICIT.central * config.model.vocab_size / 8
     untrained += (1 - MATRIX_FACTOR.central) * (normal["attn"] + normal["mlp"])
     assert untrained == pytest.approx(actual, rel=0.006)
     assert estimate.low < actual < estimate.high
 
 
 def test_the_forecast_meets_the_packer_at_the_baseline_width() -> None:
-    """Two of the challenge baseline's nine layers: the central forecast, corrections included, is within 2 %."""
-    config = RunConfig(model=ModelConfig(num_layers=2))
+    """One of the challenge baseline's nine layers: the central forecast, corrections included, is within 2 %."""
+    config = RunConfig(model=ModelConfig(num_layers=1))
     assert estimate_model_bytes(config).model_bytes == pytest.approx(packed_bytes(config), rel=0.02)
 
 

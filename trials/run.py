@@ -62,7 +62,7 @@ def run_trial(folder: Path) -> TrialResult:
             metrics = json.loads((seed_dir / METRICS_FILE).read_text(encoding="utf-8"))
             versions = metrics["versions"]
             if metrics["status"] == "diverged":
-                status, error = "diverged", f"seed {seed}: the loss was not finite after {metrics['steps']} steps"
+                status, error = "diverged", f"seed {seed}: training diverged after {metrics['steps']} steps"
                 break
             runs.append(from_plain(SeedRun, {key: metrics[key] for key in _SEED_RUN_KEYS}, where=METRICS_FILE))
         except (OSError, KeyError, ValueError) as problem:

@@ -69,7 +69,7 @@ def build(
 
     Args:
         tokenizer: a SentencePiece model to use; without one, `vocab_size` pieces are trained on the training
-            documents with `normalization`.
+            documents (all documents when all validate) with `normalization`.
         val_fraction: share of documents, chosen by their hash, that validate; 0 and 1 give one split only.
     Raises:
         ValueError: bad documents, an unsound tokenizer, an empty split, a full disk, or `out` holds something else.
@@ -176,8 +176,9 @@ def _counted(split: SplitInfo, tokens: np.ndarray, raw_bytes: int, scored_bytes:
 
 def _refuse_empty_splits(counts: dict[Split, SplitInfo], val_fraction: float, source: str) -> None:
     """A split that was asked for and got no document is a mistake."""
-    for side, share in (("train", 1 - val_fraction), ("val", val_fraction)):
-        if share > 0 and not counts[side].num_docs:  # type: ignore[index]
+    shares: tuple[tuple[Split, float], ...] = (("train", 1 - val_fraction), ("val", val_fraction))
+    for side, share in shares:
+        if share > 0 and not counts[side].num_docs:
             total = counts["train"].num_docs + counts["val"].num_docs
             raise ValueError(
                 f"{source}: none of {total} documents fell into the {side} split at --val-fraction {val_fraction}; "

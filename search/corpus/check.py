@@ -38,12 +38,13 @@ def check(directory: Path) -> CheckReport:
     problems = [*_unlisted(directory, manifest)]
     table, bos_id, tokenizer_problems = _tokenizer(directory, manifest)
     problems += tokenizer_problems
-    for side, info in (("train", manifest.train), ("val", manifest.val)):
+    sides: tuple[tuple[Split, SplitInfo], ...] = (("train", manifest.train), ("val", manifest.val))
+    for side, info in sides:
         shards = [shard for shard in manifest.shards if shard.split == side]
         damaged = [problem for shard in shards for problem in _damage(directory, shard)]
         problems += damaged
         if not damaged and table is not None:
-            problems += _contents(directory, side, shards, info, table, bos_id)  # type: ignore[arg-type]
+            problems += _contents(directory, side, shards, info, table, bos_id)
     return CheckReport(
         directory=str(directory),
         num_shards=len(manifest.shards),

@@ -47,8 +47,9 @@ def _say(line: str) -> None:
     "--docs",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Document file, repeatable: .txt is one document, .jsonl and .jsonl.gz have one a line.",
+    help='Document files: a .txt is one document, .jsonl and .jsonl.gz have one {"text": ...} a line.',
 )
+@click.argument("more_docs", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--builtin", is_flag=True, help="Use the documentation installed on this machine instead of --docs.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="SentencePiece model to use; else one is trained.")
 @click.option("--vocab-size", type=click.IntRange(1, 65_536), help="Pieces of the trained tokenizer.  [default: 1024]")
@@ -76,6 +77,7 @@ def _say(line: str) -> None:
 @_fails_clearly
 def build(
     docs: tuple[Path, ...],
+    more_docs: tuple[Path, ...],  # `--docs FILE...`: click gives an option one value, so the rest are arguments
     builtin: bool,
     tokenizer: Path | None,
     vocab_size: int | None,
@@ -92,17 +94,18 @@ def build(
       pgolf data build --docs articles.jsonl.gz --vocab-size 1024 --out data/articles
       pgolf data build --builtin --out data/builtin
     """
-    if builtin == bool(docs):
+    files = docs + more_docs
+    if builtin == bool(files) or (more_docs and not docs):
         raise click.UsageError("give either --docs FILE... or --builtin")
     if tokenizer is not None and (vocab_size is not None or normalization is not None):
         raise click.UsageError("--tokenizer brings its own vocabulary and normalization; drop the other options")
-    _say(f"building {out} from {'the built-in corpus' if builtin else f'{len(docs)} files'}")
+    _say(f"building {out} from {'the built-in corpus' if builtin else f'{len(files)} files'}")
     from search.corpus.build import build as build_dataset
     from search.corpus.builtin import builtin_corpus
     from search.corpus.documents import corpus_from_files
 
     manifest = build_dataset(
-        builtin_corpus(_say) if builtin else corpus_from_files(docs),
+        builtin_corpus(_say) if builtin else corpus_from_files(files),
         out,
         tokenizer=tokenizer,
         vocab_size=vocab_size or 1024,

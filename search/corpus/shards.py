@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,14 +54,15 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._file is None:
-            return
-        if kind is None:
-            with disk_errors(self._directory):
-                self._finish()
-        else:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+        try:
+            if kind is None and self._file is not None:
+                with disk_errors(self._directory):
+                    self._finish()
+        finally:
+            if self._file is not None:
+                with suppress(OSError):  # a full disk fails the flush again
+                    self._file.close()
+                self._temporary.unlink(missing_ok=True)
 
     @property
     def _temporary(self) -> Path:

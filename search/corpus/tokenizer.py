@@ -29,7 +29,7 @@ def train_tokenizer(documents: Iterable[str], *, vocab_size: int, normalization:
     sentence limit are cut at white space instead of being skipped.
 
     Raises:
-        ValueError: SentencePiece refuses, for example because vocab_size is below its 260 fixed pieces.
+        ValueError: SentencePiece refuses, for example because 260 fixed pieces and the alphabet exceed vocab_size.
     Source: openai/parameter-golf data/download_hf_docs_and_tokenize.py
     """
     if not 1 <= vocab_size <= 65_536:
@@ -58,7 +58,7 @@ def train_tokenizer(documents: Iterable[str], *, vocab_size: int, normalization:
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"SentencePiece cannot train vocab_size {vocab_size} on these documents ({error}); "
-            f"give more text or another --vocab-size of at least 300"
+            f"give more text or a larger --vocab-size"
         ) from None
     return model.getvalue()
 

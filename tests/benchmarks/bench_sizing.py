@@ -79,7 +79,7 @@ def forecast_errors(num_points: int) -> list[tuple[int, int, float]]:
         estimate = estimate_model_bytes(config)
         took = 1000 * (time.perf_counter() - start)
         tensors = quantize_state(normal_state(config.model, seed), config.model, config.quant)
-        untrained = EMBED_DEFICIT.central * config.model.vocab_size * config.model.model_dim / 8
+        untrained = EMBED_DEFICIT.central * config.model.vocab_size / 8
         actual = len(pack_model(config.model, config.eval, tensors))
         rows.append((actual, round(estimate.model_bytes + untrained), took))
     return rows
