@@ -49,6 +49,24 @@ def test_streams_are_bos_and_the_tokens_of_each_document(tiny_docs: Path, datase
         assert stream(dataset, split) == [token for text in texts for token in (1, *tokenizer.encode(text))]
 
 
+def test_given_validation_documents_validate_and_their_copies_never_train(
+    tiny_docs: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    texts = list(read_documents(tiny_docs))
+    held_out = tmp_path / "val.jsonl"
+    held_out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[3:9]))
+    build(
+        corpus_from_files([tiny_docs]),
+        tmp_path / "d",
+        tokenizer=tiny_data / "tokenizer.model",
+        val_corpus=corpus_from_files([held_out]),
+    )
+    tokenizer = load_tokenizer(str(tiny_data / "tokenizer.model"))
+    kept = [text for text in texts if text not in texts[3:9]]
+    for split, wanted in (("train", kept), ("val", texts[3:9])):
+        assert stream(tmp_path / "d", split) == [token for text in wanted for token in (1, *tokenizer.encode(text))]
+
+
 def test_manifest_counts_what_is_there(tiny_docs: Path, tiny_data: Path) -> None:
     """Documents, tokens and bytes add up to the input; scored bytes are the UTF-8 bytes of the decoded text."""
     manifest = read_manifest(tiny_data)
@@ -171,8 +189,8 @@ def test_bad_documents_are_located(tmp_path: Path, name: str, content: bytes, me
 def test_batches_keep_order_and_lose_nothing() -> None:
     """However many documents, however long."""
     texts = [str(i) for i in range(3000)]
-    assert [text for batch in batches(texts) for text in batch] == texts
-    assert max(len(batch) for batch in batches(texts)) <= 1024
+    assert [text for batch in batches(texts, text_of=str) for text in batch] == texts
+    assert max(len(batch) for batch in batches(texts, text_of=str)) <= 1024
 
 
 def damage_token(directory: Path) -> None:

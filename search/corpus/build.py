@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def build(
     vocab_size: int = 1024,
     normalization: Normalization = "nmt_nfkc",
     val_fraction: float = 0.05,
+    val_corpus: Corpus | None = None,
     shard_tokens: int = SHARD_TOKENS,
     report: Report = lambda line: None,
 ) -> Manifest:
@@ -71,12 +73,14 @@ def build(
         tokenizer: a SentencePiece model to use; without one, `vocab_size` pieces are trained on the training
             documents (all documents when all validate) with `normalization`.
         val_fraction: share of documents, chosen by their hash, that validate; 0 and 1 give one split only.
+        val_corpus: documents that validate, instead of a share; exact copies of them are kept out of training.
     Raises:
         ValueError: bad documents, an unsound tokenizer, an empty split, a full disk, or `out` holds something else.
     """
     if not 0 <= val_fraction <= 1:
         raise ValueError(f"val_fraction must be in [0, 1], got {val_fraction}")
-    recipe = _recipe(corpus, tokenizer, vocab_size, normalization, val_fraction, shard_tokens)
+    sides = _Sides(corpus, val_fraction, val_corpus)
+    recipe = _recipe(sides, tokenizer, vocab_size, normalization, shard_tokens)
     there = _already_built(out, recipe)
     if there is not None:
         report(f"{out} already holds this dataset: nothing to do")
@@ -87,10 +91,10 @@ def build(
             shutil.copyfile(tokenizer, model)
         else:
             report(f"training a tokenizer of {vocab_size} pieces on {corpus.source}")
-            training = (text for text in corpus.documents() if not is_validation(text, val_fraction))
-            texts = corpus.documents() if val_fraction == 1 else training
+            only_val = val_fraction == 1 and val_corpus is None
+            texts = (text for side, text in sides.documents() if only_val or side == "train")
             model.write_bytes(train_tokenizer(texts, vocab_size=vocab_size, normalization=normalization))
-        written = _write_shards(corpus, folder, model, val_fraction, shard_tokens, report)
+        written = _write_shards(sides, folder, model, shard_tokens, report)
         pieces = load_tokenizer(str(model))
         manifest = Manifest(
             source=corpus.source,
@@ -114,9 +118,33 @@ def is_validation(text: str, val_fraction: float) -> bool:
     return position < val_fraction * 2**64
 
 
-def _write_shards(
-    corpus: Corpus, folder: Path, model: Path, val_fraction: float, shard_tokens: int, report: Report
-) -> _Shards:
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """Which document trains and which validates."""
+
+    corpus: Corpus
+    val_fraction: float
+    val_corpus: Corpus | None
+
+    def documents(self) -> Iterator[tuple[Split, str]]:
+        """Every document with its side; a given validation corpus comes last."""
+        if self.val_corpus is None:
+            for text in self.corpus.documents():
+                yield ("val" if is_validation(text, self.val_fraction) else "train"), text
+            return
+        held_out = {_digest(text) for text in self.val_corpus.documents()}
+        for text in self.corpus.documents():
+            if _digest(text) not in held_out:
+                yield "train", text
+        for text in self.val_corpus.documents():
+            yield "val", text
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8")).digest()
+
+
+def _write_shards(sides_of: _Sides, folder: Path, model: Path, shard_tokens: int, report: Report) -> _Shards:
     """Tokenize every document into the split it belongs to, counting and auditing on the way."""
     tokenizer = load_tokenizer(str(model))
     bos = tokenizer.bos_id()
@@ -133,8 +161,8 @@ def _write_shards(
         ShardWriter(folder, "train", shard_tokens=shard_tokens) as train,
         ShardWriter(folder, "val", shard_tokens=shard_tokens) as val,
     ):
-        for texts in batches(corpus.documents()):
-            sides: list[Split] = ["val" if is_validation(text, val_fraction) else "train" for text in texts]
+        for batch in batches(sides_of.documents(), text_of=itemgetter(1)):
+            sides, texts = [side for side, _ in batch], [text for _, text in batch]
             encoded = tokenizer.encode(texts, num_threads=os.cpu_count() or 1)
             first = max(0, AUDITED_TRAIN_DOCS - counts["train"].num_docs)
             checked = [i for i, side in enumerate(sides) if side == "val" or i < first]
@@ -150,7 +178,7 @@ def _write_shards(
                     val_docs.update(len(raw).to_bytes(8, "big") + raw)
             report(f"tokenized {counts['train'].num_docs + counts['val'].num_docs} documents")
     require_sound(audited, model)
-    _refuse_empty_splits(counts, val_fraction, corpus.source)
+    _refuse_empty_splits(counts, sides_of)
     return _Shards(
         shards=(*train.shards, *val.shards),
         train=counts["train"],
@@ -174,31 +202,28 @@ def _counted(split: SplitInfo, tokens: np.ndarray, raw_bytes: int, scored_bytes:
     )
 
 
-def _refuse_empty_splits(counts: dict[Split, SplitInfo], val_fraction: float, source: str) -> None:
+def _refuse_empty_splits(counts: dict[Split, SplitInfo], sides_of: _Sides) -> None:
     """A split that was asked for and got no document is a mistake."""
-    shares: tuple[tuple[Split, float], ...] = (("train", 1 - val_fraction), ("val", val_fraction))
-    for side, share in shares:
-        if share > 0 and not counts[side].num_docs:
+    share = sides_of.val_fraction if sides_of.val_corpus is None else 0.5
+    wanted: tuple[tuple[Split, float], ...] = (("train", 1 - share), ("val", share))
+    for side, part in wanted:
+        if part > 0 and not counts[side].num_docs:
             total = counts["train"].num_docs + counts["val"].num_docs
             raise ValueError(
-                f"{source}: none of {total} documents fell into the {side} split at --val-fraction {val_fraction}; "
-                f"give more documents or another --val-fraction"
+                f"{sides_of.corpus.source}: none of {total} documents fell into the {side} split at --val-fraction "
+                f"{sides_of.val_fraction}; give more documents or another --val-fraction"
             )
 
 
 def _recipe(
-    corpus: Corpus,
-    tokenizer: Path | None,
-    vocab_size: int,
-    normalization: Normalization,
-    val_fraction: float,
-    shard_tokens: int,
+    sides_of: _Sides, tokenizer: Path | None, vocab_size: int, normalization: Normalization, shard_tokens: int
 ) -> str:
     """Hash of everything the dataset depends on."""
     if tokenizer is not None and not tokenizer.is_file():
         raise ValueError(f"{tokenizer}: no such tokenizer; give a .model file, or --vocab-size to train one")
     pieces = [vocab_size, normalization] if tokenizer is None else [tokenizer_hash(tokenizer)]
-    settings = [MANIFEST_FORMAT, corpus.identity, pieces, float(val_fraction), shard_tokens]
+    held_out = float(sides_of.val_fraction) if sides_of.val_corpus is None else sides_of.val_corpus.identity
+    settings = [MANIFEST_FORMAT, sides_of.corpus.identity, pieces, held_out, shard_tokens]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 

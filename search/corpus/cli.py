@@ -67,6 +67,12 @@ def _say(line: str) -> None:
     help="Share of documents held out.",
 )
 @click.option(
+    "--val-docs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Document files to hold out instead of a share; may be given several times.",
+)
+@click.option(
     "--shard-tokens",
     type=click.IntRange(1, 2**31 - 1),
     default=100_000_000,
@@ -84,6 +90,7 @@ def build(
     normalization: str | None,
     out: Path,
     val_fraction: float,
+    val_docs: tuple[Path, ...],
     shard_tokens: int,
     as_json: bool,
 ) -> None:
@@ -111,6 +118,7 @@ def build(
         vocab_size=vocab_size or 1024,
         normalization="identity" if normalization == "identity" else "nmt_nfkc",
         val_fraction=val_fraction,
+        val_corpus=corpus_from_files(val_docs) if val_docs else None,
         shard_tokens=shard_tokens,
         report=_say,
     )

@@ -9,9 +9,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from search.corpus.shards import file_sha256
 
+T = TypeVar("T")
 BATCH_DOCS = 1024
 BATCH_CHARS = 4_000_000
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
@@ -56,13 +58,13 @@ def read_documents(path: Path) -> Iterator[str]:
             yield text
 
 
-def batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def batches(documents: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list[T]]:
     """Documents in lists that fit in memory however long or many they are."""
-    batch: list[str] = []
+    batch: list[T] = []
     chars = 0
-    for text in documents:
-        batch.append(text)
-        chars += len(text)
+    for document in documents:
+        batch.append(document)
+        chars += len(text_of(document))
         if len(batch) == BATCH_DOCS or chars >= BATCH_CHARS:
             yield batch
             batch, chars = [], 0

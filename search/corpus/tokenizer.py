@@ -95,7 +95,7 @@ def audit(model_path: Path, documents: Iterable[str]) -> TokenizerAudit:
     tokenizer = load_tokenizer(str(model_path))
     table = piece_bytes(str(model_path), tokenizer.vocab_size())
     total = audit_batch(tokenizer, table, [], [])
-    for texts in batches(documents):
+    for texts in batches(documents, text_of=str):
         total = merge_audits(total, audit_batch(tokenizer, table, texts, tokenizer.encode(texts)))
     require_sound(total, model_path)
     return total
