@@ -7,12 +7,14 @@ trials are handed out again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search.bundle import bundle
-from search.corpus.manifest import Manifest, check_comparable, read_manifest
+from search.corpus.check import quick_check
+from search.corpus.manifest import Manifest, check_comparable
 from search.ledger import TrialRecord, read_record, read_records, trial_dir
 from search.promote import CONTROL, Ask, Done, Promote, Wait, decide
 from search.sampler import Sampler
@@ -24,6 +26,7 @@ from space.spaces import named_space
 from trials.rungs import Rung
 from trials.spec import RESULT_FILE, SCRIPT_FILE, SPEC_FILE, Scalar, TrialResult, TrialSpec, read_noun, write_json
 
+DATASETS_FILE = "datasets.json"  # in the study's folder: hashes of recipe and tokenizer by dataset folder
 DATA_KNOB = "data"  # the searched dataset, when a study has several
 FREE_TO_CHANGE = {"engine", "keep", "min_promote", "trials", "timeout_seconds", "cpus", "gpus", "max_infeasible"}
 FREE_TO_CHANGE |= {"dollars_per_gpu_hour", "folder"}
@@ -57,6 +60,7 @@ class Driver:
         self.space = study_space(study)
         self._starts = starting_points(study, self.space)
         freeze(study)
+        freeze_datasets(study, tuple(self._datasets.values()))
         self._records: dict[str, TrialRecord] = {r.spec.trial_id: r for r in read_records(study)}
         self._sampler = Sampler(study, self.space)
         self._sampler.reconcile(self.records)
@@ -209,7 +213,7 @@ def open_dataset(name: str) -> Dataset:
             f"no dataset at {name}: build one with `pgolf data build --docs FILE... --out {name}` or download the "
             f"challenge's with `pgolf data fetch --out {name}`"
         )
-    return Dataset(folder=folder, manifest=read_manifest(folder))
+    return Dataset(folder=folder, manifest=quick_check(folder))
 
 
 def freeze(study: StudyConfig) -> None:
@@ -231,6 +235,20 @@ def freeze(study: StudyConfig) -> None:
                 "use another name or folder, or put the old settings back"
             )
     write_json(path, absolute)
+
+
+def freeze_datasets(study: StudyConfig, datasets: Sequence[Dataset]) -> None:
+    """Remember which data the study is about, or refuse when a folder holds other data by now."""
+    path = study.dir / DATASETS_FILE
+    now = {str(d.folder): [d.manifest.recipe_sha256, d.manifest.tokenizer_sha256] for d in datasets}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    for folder, hashes in now.items():
+        if known.get(folder) != hashes:
+            raise ValueError(
+                f"the dataset in {folder} is not the one study {study.name!r} was launched on, so its scores would "
+                "not be comparable; put the old data back or start a study under another name"
+            )
+    write_json(path, now)
 
 
 def differences(old: object, new: object, path: str = "") -> list[str]:

@@ -98,10 +98,12 @@ def outlook(study: StudyConfig, records: tuple[TrialRecord, ...]) -> str:
 def seconds_left(study: StudyConfig, records: tuple[TrialRecord, ...]) -> float | None:
     """Rough time to the end, from how long each rung's trials took; None before the first has ended.
 
-    A rung nobody has climbed yet is guessed from the one below by the ratio of budgets. Trials of one rung are
-    assumed to run side by side as the busiest moment so far allowed.
+    A rung nobody has climbed yet is guessed from the one below by the ratio of budgets. What runs now says how many
+    trials fit side by side.
     """
     total, known, below = 0.0, None, None
+    running = [r.spec for r in records if r.result is None]
+    cpus, gpus = sum(spec.cpus for spec in running), sum(spec.gpus for spec in running)
     for rung, planned in zip(study.rungs, planned_trials(study), strict=True):
         mine = [r for r in records if r.spec.rung == rung.name and r.status != "infeasible"]
         took = [r.result.seconds for r in mine if r.result is not None]
@@ -109,12 +111,13 @@ def seconds_left(study: StudyConfig, records: tuple[TrialRecord, ...]) -> float 
             known = fmean(took)
         elif known is not None and below is not None:
             longer = rung.seconds / below.seconds if rung.seconds and below.seconds else rung.steps / (below.steps or 1)
+            if rung.batch_tokens and below.batch_tokens and not rung.seconds:
+                longer *= rung.batch_tokens / below.batch_tokens
             known *= max(1.0, longer) * len(rung.seeds) / len(below.seeds)
         else:
             return None
-        waiting = planned - len(took)
-        side_by_side = max(1, sum(r.result is None for r in mine))
-        total += waiting * known / side_by_side
+        side_by_side = gpus / rung.gpus if rung.gpus else cpus / (rung.cpus or 1)
+        total += (planned - len(took)) * known / max(1.0, side_by_side)
         below = rung
     return total
 

@@ -149,7 +149,12 @@ def _brain_searcher(driver: Driver, events: Events, stopping: threading.Event) -
             """Nothing: the trial folders are the record."""
 
         def suggest(self, trial_id: str) -> Any:
-            said = Done() if stopping.is_set() else driver.next()
+            try:
+                said = Done() if stopping.is_set() else driver.next()
+            except Exception as error:  # Tune would wrap it; it belongs to whoever reads the events
+                stopping.set()
+                events.put(error)
+                said = Done()
             if isinstance(said, Done):
                 return Searcher.FINISHED
             if isinstance(said, Wait):

@@ -9,10 +9,11 @@ failure; PRUNED with a constraint is how TPE learns from what never ran.
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import warnings
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import optuna
 from optuna.distributions import (
@@ -24,6 +25,7 @@ from optuna.distributions import (
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
 
 from search.ledger import TrialRecord
 from search.study import Caps, StudyConfig
@@ -33,39 +35,56 @@ from trials.spec import Scalar
 LOCK_WAIT_SECONDS = 60.0
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _names_the_storage(method: Callable[Concatenate[Sampler, P], R]) -> Callable[Concatenate[Sampler, P], R]:
+    """What goes wrong in the storage becomes one line with its cause; the trial folders lose nothing by it."""
+
+    @functools.wraps(method)
+    def wrapped(self: Sampler, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
+            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            raise ValueError(
+                f"cannot use the storage {self._study.storage_url}: {cause}; if another program holds it, stop that "
+                "one, then run the same command again"
+            ) from error
+
+    return wrapped
+
+
 class Sampler:
     """The Optuna studies of one search: an effect with a small surface, driven by the brain alone."""
 
+    @_names_the_storage
     def __init__(self, study: StudyConfig, space: Space) -> None:
         """Open or create the storage.
 
         Raises:
-            ValueError: the storage cannot be opened, is locked, or holds a study with other objectives.
+            ValueError: the storage cannot be opened, is locked (any method can find that), or holds a study with
+                other objectives.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
         self._study = study
         directions = [StudyDirection.MINIMIZE] * (1 if study.question == "best" else 2)
         self._studies: dict[str, optuna.Study] = {}
-        try:
-            storage = _open_storage(study.storage_url)
-            for rung in study.rungs:
-                name = f"{study.name}/{rung.name}"
-                opened = optuna.create_study(
-                    storage=storage, study_name=name, directions=directions, load_if_exists=True
+        storage = _open_storage(study.storage_url)
+        for rung in study.rungs:
+            name = f"{study.name}/{rung.name}"
+            opened = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+            if len(opened.directions) != len(directions):
+                raise ValueError(
+                    f"Optuna study {name!r} has {len(opened.directions)} objectives, question = {study.question!r} "
+                    f"needs {len(directions)}; use another study name or storage"
                 )
-                if len(opened.directions) != len(directions):
-                    raise ValueError(
-                        f"Optuna study {name!r} has {len(opened.directions)} objectives, question = "
-                        f"{study.question!r} needs {len(directions)}; use another study name or storage"
-                    )
-                opened.sampler = _tpe(seed=study.seed, done=len(opened.get_trials(deepcopy=False)), trials=rung.trials)
-                self._studies[rung.name] = opened
-        except (optuna.exceptions.StorageInternalError, sqlite3.Error) as error:
-            raise ValueError(
-                f"cannot use the storage {study.storage_url}: {error}; if another program holds it, stop that first"
-            ) from None
+            opened.sampler = _tpe(seed=study.seed, done=len(opened.get_trials(deepcopy=False)), trials=rung.trials)
+            self._studies[rung.name] = opened
 
+    @_names_the_storage
     def ask(self, rung: str) -> tuple[int, dict[str, Scalar]]:
         """A new point: its trial number and every active parameter of the space."""
         trial = self._studies[rung].ask()
@@ -75,6 +94,7 @@ class Sampler:
                 values[param.name] = _suggest(trial, param)
         return trial.number, values
 
+    @_names_the_storage
     def add(self, rung: str, params: Mapping[str, Scalar], *, origin: str) -> int:
         """Enter a point the sampler did not choose (a promotion, the control); one atomic write. Returns its number."""
         study = self._studies[rung]
@@ -89,6 +109,7 @@ class Sampler:
         )
         return study.get_trials(deepcopy=False)[-1].number
 
+    @_names_the_storage
     def tell(self, record: TrialRecord) -> None:
         """Report how a trial ended; telling one that is already told changes nothing."""
         study, spec, result = self._studies[record.spec.rung], record.spec, record.result
@@ -111,6 +132,7 @@ class Sampler:
         else:
             study.tell(spec.number, state=TrialState.PRUNED)
 
+    @_names_the_storage
     def reconcile(self, records: tuple[TrialRecord, ...]) -> None:
         """Bring the storage in line with the folders after anything was killed.
 

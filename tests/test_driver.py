@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import random
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import optuna
 import pytest
 
 import search.driver
+import search.sampler
 from search.driver import Driver
 from search.ledger import read_records, trial_dir
 from search.promote import CONTROL, Done, Wait
@@ -237,6 +242,47 @@ def test_the_front_question_keeps_both_objectives(study: StudyConfig) -> None:
         for t in told.trials
         if t.state == optuna.trial.TrialState.COMPLETE
     )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "fineweb_val_000000.bin").write_bytes(b"\0" * 2048), "fineweb_val_000000.bin"),
+        (lambda d: (d / "fineweb_val_000000.bin").unlink(), "fineweb_val_000000.bin"),
+        (lambda d: os.truncate(d / "fineweb_train_000000.bin", 5000), "fineweb_train_000000.bin"),
+        (lambda d: (d / "tokenizer.model").write_bytes(b"other"), "another tokenizer made the shards"),
+        (lambda d: (d / "manifest.json").unlink(), "pgolf data build"),
+    ],
+)
+def test_damaged_data_is_refused_before_anything_runs(
+    study: StudyConfig, tiny_data: Path, tmp_path: Path, damage, message: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_data, copy)
+    damage(copy)
+    with pytest.raises(ValueError, match=message):
+        Driver(replace(study, data=(str(copy),)))
+    assert not (tmp_path / "s").exists()
+
+
+def test_data_that_changed_under_a_study_is_refused(study: StudyConfig, tiny_data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_data, copy)
+    mine = replace(study, data=(str(copy),))
+    Driver(mine)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "recipe_sha256": "other"}))
+    with pytest.raises(ValueError, match="is not the one study 's' was launched on"):
+        Driver(mine)
+
+
+def test_a_locked_storage_is_named(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search.sampler, "LOCK_WAIT_SECONDS", 0.2)
+    Driver(study)
+    with contextlib.closing(sqlite3.connect(study.dir / "optuna.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ValueError, match=r"cannot use the storage sqlite:.*database is locked.*stop that one"):
+            Driver(study)
 
 
 def test_a_missing_dataset_is_answered_with_the_commands_that_make_one(study: StudyConfig, tmp_path: Path) -> None:

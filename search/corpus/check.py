@@ -53,6 +53,25 @@ def check(directory: Path) -> CheckReport:
     )
 
 
+def quick_check(directory: Path) -> Manifest:
+    """The manifest of a dataset that looks whole: headers, sizes and the tokenizer, no token read.
+
+    Raises:
+        ValueError: with the first problem found and its fix.
+    """
+    manifest = read_manifest(directory)
+    tokenizer = directory / TOKENIZER_FILE
+    if not tokenizer.is_file():
+        raise ValueError(f"{tokenizer}: no such file; build or fetch the dataset again")
+    if tokenizer_hash(tokenizer) != manifest.tokenizer_sha256:
+        raise ValueError(f"{tokenizer}: another tokenizer made the shards (sha256 differs); put that one back")
+    for shard in manifest.shards:
+        found = len(read_shard(directory / shard.name))
+        if found != shard.tokens:
+            raise ValueError(f"{directory / shard.name}: expected {shard.tokens} tokens, got {found}; build it again")
+    return manifest
+
+
 def _unlisted(directory: Path, manifest: Manifest) -> Iterator[str]:
     """Shards that training would read although the manifest does not know them."""
     listed = {shard.name for shard in manifest.shards}
