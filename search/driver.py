@@ -7,7 +7,9 @@ trials are handed out again.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +26,17 @@ from space.plain import to_plain
 from space.sizing import estimate_model_bytes
 from space.spaces import named_space
 from trials.rungs import Rung
-from trials.spec import RESULT_FILE, SCRIPT_FILE, SPEC_FILE, Scalar, TrialResult, TrialSpec, read_noun, write_json
+from trials.spec import (
+    RESULT_FILE,
+    SCRIPT_FILE,
+    SPEC_FILE,
+    WORKER_LOG,
+    Scalar,
+    TrialResult,
+    TrialSpec,
+    read_noun,
+    write_json,
+)
 
 DATASETS_FILE = "datasets.json"  # in the study's folder: hashes of recipe and tokenizer by dataset folder
 DATA_KNOB = "data"  # the searched dataset, when a study has several
@@ -92,6 +104,7 @@ class Driver:
         """Take in how a trial ended: its folder's result, or a failure when the worker left none."""
         folder = trial_dir(self.study, spec.trial_id)
         if not (folder / RESULT_FILE).exists():
+            _refuse_full_disk(folder)
             write_json(folder / RESULT_FILE, TrialResult(status="failed", error=failure or "the worker left no result"))
         return self._learn(read_record(folder))
 
@@ -181,6 +194,13 @@ class Driver:
         self._records[record.spec.trial_id] = record
         self._in_flight.discard(record.spec.trial_id)
         return record.result
+
+
+def _refuse_full_disk(folder: Path) -> None:
+    """A worker that found no space left has not failed: the study stops, and the trial is run again later."""
+    log = folder / WORKER_LOG
+    if log.exists() and os.strerror(errno.ENOSPC) in log.read_text(encoding="utf-8", errors="replace"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def study_space(study: StudyConfig) -> Space:

@@ -208,7 +208,7 @@ def _submission(
         track=RECORD_TRACK if all(compliance.values()) else OTHER_TRACK,
         val_loss=fmean(run.val_loss for run in runs),
         val_bpb=result.val_bpb,
-        val_bpb_std=stdev(run.val_bpb for run in runs) if len(runs) > 1 else 0.0,
+        val_bpb_std=stdev(run.val_bpb for run in runs) if len(runs) > 1 else None,
         pre_quant_val_bpb=fmean(run.pre_quant_val_bpb for run in runs),
         bytes_total=first.artifact_bytes,
         bytes_code=first.code_bytes,

@@ -14,10 +14,9 @@ from search.driver import Driver
 from search.events import Event, Finished, Started, Tick
 from search.ledger import trial_dir
 from search.promote import Done, Wait
-from trials.spec import RESULT_FILE, TrialSpec
+from trials.spec import RESULT_FILE, WORKER_LOG, TrialSpec
 
 POLL_SECONDS = 0.1
-WORKER_LOG = "worker.log"  # in the trial's folder: what the worker itself had to say
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 

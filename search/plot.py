@@ -284,7 +284,7 @@ def knob_figures(study: StudyConfig, analysis: Analysis) -> tuple[tuple[str, flo
     """val_bpb at the first rung against each knob that took several values, strongest rank correlation first.
 
     Returns:
-        (knob, its rank correlation or None where it has no order, figure).
+        (knob, its rank correlation or None where it has no order or few trials had it, figure).
     """
     first = study.rungs[0].name
     rows = [p for p in analysis.points if p.rung == first and p.val_bpb is not None]
@@ -295,7 +295,8 @@ def knob_figures(study: StudyConfig, analysis: Analysis) -> tuple[tuple[str, flo
         at = [p for p in rows if name in p.params]
         if len({p.params[name] for p in at}) > 1:
             numbers = [float(v) for p in at if _is_number(v := p.params[name])]
-            rho = spearman(numbers, [p.val_bpb or 0.0 for p in at]) if len(numbers) == len(at) else None
+            ordered = len(numbers) == len(at) and 2 * len(at) > len(rows)  # conditional knobs: too few trials to rank
+            rho = spearman(numbers, [p.val_bpb or 0.0 for p in at]) if ordered else None
             found.append((name, rho, _knob_figure(study, name, at, promoted, y_range)))
     return tuple(sorted(found, key=lambda item: (-abs(item[1] or 0.0), item[0])))
 

@@ -13,17 +13,18 @@ import queue
 import subprocess
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from search.driver import Driver
 from search.events import Event, Finished, Started, Tick
 from search.ledger import trial_dir
-from search.local import WORKER_LOG, Machine, refuse_impossible, worker_command, worker_environment
+from search.local import Machine, refuse_impossible, worker_command, worker_environment
 from search.promote import Done, Wait
 from space.plain import to_plain
-from trials.spec import TrialSpec
+from trials.spec import WORKER_LOG, TrialSpec
 
 Events = queue.Queue[Event | TrialSpec | BaseException | None]  # a spec: handed to Tune; None: the study is over
 
@@ -137,6 +138,15 @@ def _brain_searcher(driver: Driver, events: Events, stopping: threading.Event) -
     """The brain in Tune's clothes."""
     from ray.tune.search import Searcher
 
+    @contextmanager
+    def passed_on() -> Iterator[None]:
+        """Errors belong to whoever reads the events; Tune would wrap them in its own."""
+        try:
+            yield
+        except Exception as error:
+            stopping.set()
+            events.put(error)
+
     class BrainSearcher(Searcher):
         def __init__(self) -> None:
             super().__init__()
@@ -149,12 +159,10 @@ def _brain_searcher(driver: Driver, events: Events, stopping: threading.Event) -
             """Nothing: the trial folders are the record."""
 
         def suggest(self, trial_id: str) -> Any:
-            try:
-                said = Done() if stopping.is_set() else driver.next()
-            except Exception as error:  # Tune would wrap it; it belongs to whoever reads the events
-                stopping.set()
-                events.put(error)
-                said = Done()
+            said: TrialSpec | Wait | Done = Done()
+            if not stopping.is_set():
+                with passed_on():
+                    said = driver.next()
             if isinstance(said, Done):
                 return Searcher.FINISHED
             if isinstance(said, Wait):
@@ -171,6 +179,7 @@ def _brain_searcher(driver: Driver, events: Events, stopping: threading.Event) -
                 return
             code = (result or {}).get("exit_code")
             how = "Ray lost the worker" if error or result is None else f"the worker ended with exit code {code}"
-            events.put(Finished(spec=spec, result=driver.finish(spec, failure=f"{how} and left no result")))
+            with passed_on():
+                events.put(Finished(spec=spec, result=driver.finish(spec, failure=f"{how} and left no result")))
 
     return BrainSearcher()

@@ -51,7 +51,7 @@ class Submission:
     track: str
     val_loss: float
     val_bpb: float
-    val_bpb_std: float  # sample standard deviation over the seeds, 0 for one
+    val_bpb_std: float | None  # sample standard deviation over the seeds; nothing is known of it with one
     pre_quant_val_bpb: float
     bytes_total: int
     bytes_code: int

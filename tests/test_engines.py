@@ -138,6 +138,20 @@ def test_ray_runs_the_same_study_and_ctrl_c_prints_how_to_go_on(tmp_path: Path, 
     assert_complete(tmp_path)
 
 
+def test_ray_absent_when_asked_for_is_named_with_the_way_out(tmp_path: Path, tiny_data: Path) -> None:
+    study = write_study(tmp_path, tiny_data, "ray")
+    program = (
+        "import sys; sys.modules['ray'] = None\n"  # what an installation without Ray does to `import ray`
+        f"sys.argv = ['pgolf', 'search', {str(study)!r}]\n"
+        "import search.cli; search.cli.main()"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True, check=False, timeout=120
+    )
+    assert answer.returncode == 1
+    assert "error: engine 'ray' needs Ray: install ray[tune], or use --engine local" in answer.stderr
+
+
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_rung_too_big_for_the_machine_is_refused_before_anything_runs(
     tmp_path: Path, tiny_data: Path, engine: str

@@ -31,7 +31,10 @@ def write(tmp_path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("path", sorted(BUILTIN_STUDIES.glob("*.toml")), ids=lambda p: p.stem)
-def test_built_in_studies_load_by_name_and_survive_json(path: Path) -> None:
+def test_built_in_studies_load_by_name_and_survive_json(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from runs/, where a study of that name may lie
     study = load_study(path.name)
     assert study == load_study(path.stem)
     assert from_plain(StudyConfig, json.loads(json.dumps(to_plain(study)))) == study

@@ -106,6 +106,19 @@ def test_a_nan_in_the_metrics_never_becomes_a_score(tmp_path: Path) -> None:
     assert result.status == "failed"
 
 
+def test_a_full_disk_is_no_result_but_a_reason_to_stop(tmp_path: Path) -> None:
+    """The trial stays unfinished, to be run again when there is space."""
+    folder = trial_folder(tmp_path, "with open('/dev/full', 'wb') as full: full.write(b'x')")
+    with pytest.raises(OSError, match="No space left on device"):
+        run_trial(folder)
+    answer = subprocess.run(
+        [sys.executable, "-m", "trials.worker", str(folder)], text=True, capture_output=True, check=False
+    )
+    assert answer.returncode == 1
+    assert "No space left on device" in answer.stderr
+    assert not (folder / RESULT_FILE).exists()
+
+
 def test_a_divergence_is_a_result(tmp_path: Path) -> None:
     script = (
         f"import json; json.dump({{'status': 'diverged', 'steps': 7, 'versions': {{}}}}, open({METRICS_FILE!r}, 'w'))"
@@ -116,13 +129,14 @@ def test_a_divergence_is_a_result(tmp_path: Path) -> None:
 
 
 def test_a_run_past_its_timeout_is_stopped_with_all_it_started(tmp_path: Path) -> None:
-    script = "import subprocess, time; subprocess.Popen(['sleep', '987']); time.sleep(987)"
+    nap = f"{600 + os.getpid() / 1e7:.7f}"  # recognisable among all processes
+    script = f"import subprocess, time; subprocess.Popen(['sleep', '{nap}']); time.sleep(600)"
     started = time.monotonic()
     result = run_trial(trial_folder(tmp_path, script, timeout=1.0))
     assert result.status == "timeout"
     assert "timeout_seconds" in result.error
     assert time.monotonic() - started < 10
-    assert "sleep 987" not in processes()
+    wait_for(lambda: f"sleep {nap}" not in processes())
 
 
 def test_the_script_dies_with_the_driver_even_when_that_is_killed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -45,6 +46,7 @@ def run_trial(folder: Path) -> TrialResult:
 
     Raises:
         Orphaned: the parent process died. The trial stays unfinished and its driver's successor runs it again.
+        OSError: the disk is full. The trial stays unfinished.
         ValueError: there is no readable spec.
     """
     spec = read_noun(TrialSpec, folder / SPEC_FILE)
@@ -101,8 +103,16 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int) -> tuple
         )
     if process.returncode:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-        return "failed", f"seed {seed}: {SCRIPT_FILE} ended with {how}; its log ends with\n{_tail(seed_dir / LOG_FILE)}"
+        tail = _tail(seed_dir / LOG_FILE)
+        refuse_full_disk(tail, seed_dir)
+        return "failed", f"seed {seed}: {SCRIPT_FILE} ended with {how}; its log ends with\n{tail}"
     return "complete", ""
+
+
+def refuse_full_disk(log: str, folder: Path) -> None:
+    """Raise OSError when a log says that the disk was full: the trial has not failed, it is to be run again."""
+    if os.strerror(errno.ENOSPC) in log:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _command(spec: TrialSpec, script: Path, seed: int) -> list[str]:

@@ -24,6 +24,7 @@ SCRIPT_FILE = "train_gpt.py"
 METRICS_FILE = "metrics.json"
 PROGRESS_FILE = "progress.jsonl"
 LOG_FILE = "train.log"
+WORKER_LOG = "worker.log"  # in the trial's folder: what the worker itself had to say
 ARTIFACT_FILE = "final_model.pgolf"
 
 
