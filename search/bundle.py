@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import ast
 import base64
+import contextlib
+import hashlib
 import lzma
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -152,7 +155,23 @@ def _package_modules() -> tuple[Module, ...]:
     return join_modules(package_sources(), ENTRY)
 
 
+def pack_package() -> bytes:
+    """Everything in the script but its config: 0.3 s of joining, stripping and compressing."""
+    return self_extracting(minify(_package_modules(), roots=("main", "RunConfig")))
+
+
 @cache
 def _packed_package() -> bytes:
-    """Everything in the script but its config."""
-    return self_extracting(minify(_package_modules(), roots=("main", "RunConfig")))
+    """`pack_package`, kept on disk under a hash of all it depends on: `pgolf size` takes 0.1 s instead of 0.4 s."""
+    code = "".join(package_sources().values()) + sys.version
+    code += "".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("bundle.py", "onefile.py"))
+    kept = Path(__file__).parent / "__pycache__" / f"train_gpt.{hashlib.sha256(code.encode()).hexdigest()[:32]}.packed"
+    if kept.exists():
+        return kept.read_bytes()
+    packed = pack_package()
+    with contextlib.suppress(OSError):  # an installation that cannot be written to packs again each time
+        kept.parent.mkdir(exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(packed)
+        os.replace(temporary, kept)
+    return packed
