@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from submission_helper import CONFIG, finished_study
 
 from pgolf_model.config import RunConfig
+from search.bundle import bundle
 from trials.run import run_trial
 from trials.spec import (
     ARTIFACT_FILE,
@@ -171,6 +173,22 @@ def test_the_worker_writes_the_result(tmp_path: Path) -> None:
     result = read_noun(TrialResult, folder / RESULT_FILE)
     assert result.status == "complete"
     assert result.runs[0].val_bpb == 2.0
+
+
+def test_a_gang_trains_the_shipped_script_under_torchrun(tmp_path: Path, tiny_data: Path) -> None:
+    """Two gloo ranks: what eight GPUs do. The score is that of one rank, up to the order of float sums."""
+    alone = read_noun(TrialResult, finished_study(tiny_data).dir / "top" / "0000" / RESULT_FILE)
+    (tmp_path / SCRIPT_FILE).write_bytes(bundle(CONFIG))
+    spec = TrialSpec(
+        study="s", rung="r", number=0, params={}, config=CONFIG, seeds=(CONFIG.seed,), data_dir=str(tiny_data),
+        tokenizer=str(tiny_data / "tokenizer.model"), cpus=2, processes=2, timeout_seconds=120,
+    )  # fmt: skip
+    write_json(tmp_path / SPEC_FILE, spec)
+    result = run_trial(tmp_path)
+    assert result.status == "complete", result.error
+    assert result.val_bpb == pytest.approx(alone.runs[0].val_bpb, abs=1e-3)
+    metrics = json.loads((tmp_path / f"seed{CONFIG.seed}" / METRICS_FILE).read_text())
+    assert (metrics["world_size"], metrics["threads"]) == (2, 1)
 
 
 def test_a_torn_result_names_the_file_and_what_to_do(tmp_path: Path) -> None:
