@@ -10,14 +10,14 @@ SUBMISSION = submission
 
 help:
 	@echo "make setup   .venv with pinned dependencies and the package"
-	@echo "make study   corpus, demo study, report page, export, verification: 10 minutes on 2 cores"
+	@echo "make study   corpus, demo study, report page, export, verification: under 10 minutes on 2 cores"
 	@echo "make test    ruff, mypy, pytest"
 	@echo "make clean   remove what the others made; keeps .venv"
 
 setup: .venv/.ready
 
 .venv/.ready: requirements.lock pyproject.toml
-	@echo "setting up .venv from requirements.lock ..."
+	@echo "setting up .venv from requirements.lock (a minute or two) ..."
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

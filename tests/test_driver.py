@@ -265,6 +265,18 @@ def test_damaged_data_is_refused_before_anything_runs(
     assert not (tmp_path / "s").exists()
 
 
+def test_tokenizers_that_score_different_text_are_refused_in_one_study(
+    study: StudyConfig, tiny_data: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_data, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["val"]["scored_bytes"] = round(manifest["val"]["scored_bytes"] * 1.0011)
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"bytes of the same documents, more than 0\.1% apart"):
+        Driver(replace(study, data=(str(tiny_data), str(other))))
+
+
 def test_data_that_changed_under_a_study_is_refused(study: StudyConfig, tiny_data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_data, copy)
