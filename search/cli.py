@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
@@ -60,9 +61,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point: bad input is one clear message and exit 1, never a traceback."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        raise SystemExit(stop.exit_code) from None
+        code = cli.main(standalone_mode=False)  # what ctx.exit() said, or what the command returned
     except click.Abort:
         raise SystemExit(130) from None
     except click.ClickException as error:
@@ -74,9 +73,10 @@ def main() -> None:
         if error.errno == errno.ENOSPC:
             _fail(f"no space left on the device ({error.filename or 'while writing'}); free some and run it again")
         _fail(str(error))
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(1)
 

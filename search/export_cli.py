@@ -115,6 +115,7 @@ def evaluate(source: Path, val: str, tokenizer: Path, max_tokens: int, as_json: 
       pgolf evaluate submission --val data/builtin --tokenizer data/builtin/tokenizer.model
       pgolf evaluate final_model.pgolf --val 'data/*_val_*.bin' --tokenizer tokenizer.model --json
     """
+    from search.corpus.check import refuse_foreign_tokenizer
     from search.verify import run_evaluation, run_submission
     from space.plain import to_plain
 
@@ -123,6 +124,7 @@ def evaluate(source: Path, val: str, tokenizer: Path, max_tokens: int, as_json: 
         raise ValueError(f"{source}: no such artifact or submission folder")
     if not tokenizer.is_file():
         raise ValueError(f"{tokenizer}: no such tokenizer")
+    refuse_foreign_tokenizer(val, tokenizer)
     if source.is_dir():
         found = run_submission(source, val=val, tokenizer=tokenizer, max_tokens=max_tokens)
     else:

@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from submission_helper import finished_study
 
 from search.cli import COMMANDS
+from search.export import export
+from search.ledger import read_records
+from trials.spec import ARTIFACT_FILE
 
 
 def pgolf(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -65,6 +69,29 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, words: list[str], code: int
     assert message in answer.stderr
     assert "Traceback" not in answer.stderr
     assert answer.stdout == ""
+
+
+def test_verify_exits_one_when_a_byte_is_flipped(tmp_path: Path, tiny_data: Path) -> None:
+    study = finished_study(tiny_data)
+    assert pgolf("export", str(study.dir), "--out", "sub", cwd=tmp_path).returncode == 1, "no study.json there"
+    export(study, read_records(study)[0], tmp_path / "sub")
+    whole = pgolf("verify", "sub", "--json", cwd=tmp_path)
+    assert (whole.returncode, json.loads(whole.stdout)["ok"]) == (0, True)
+    artifact = bytearray((tmp_path / "sub" / ARTIFACT_FILE).read_bytes())
+    artifact[-1] ^= 1
+    (tmp_path / "sub" / ARTIFACT_FILE).write_bytes(artifact)
+    broken = pgolf("verify", "sub", "--json", cwd=tmp_path)
+    assert (broken.returncode, json.loads(broken.stdout)["ok"]) == (1, False)
+
+
+def test_shards_are_not_scored_with_another_tokenizer(tmp_path: Path, tiny_data: Path) -> None:
+    study = finished_study(tiny_data)
+    other = tmp_path / "other.model"
+    other.write_bytes((tiny_data / "tokenizer.model").read_bytes() + b"\0")
+    artifact = study.dir / "top" / "0000" / "seed11" / ARTIFACT_FILE
+    answer = pgolf("evaluate", str(artifact), "--val", str(tiny_data), "--tokenizer", str(other))
+    assert answer.returncode == 1
+    assert "did not make the shards" in answer.stderr
 
 
 def test_the_dry_run_of_the_real_study_works_anywhere(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pgolf_model.bytecount import PieceBytes, load_tokenizer, piece_bytes
 from pgolf_model.shards import read_shard
-from search.corpus.manifest import TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
+from search.corpus.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
 from search.corpus.shards import file_sha256, scan_shard
 from search.corpus.tokenizer import tokenizer_hash
 
@@ -70,6 +70,22 @@ def quick_check(directory: Path) -> Manifest:
         if found != shard.tokens:
             raise ValueError(f"{directory / shard.name}: expected {shard.tokens} tokens, got {found}; build it again")
     return manifest
+
+
+def refuse_foreign_tokenizer(val: str, tokenizer: Path) -> None:
+    """Raise ValueError when the shards at `val` (folder, glob or file) are known to be another tokenizer's.
+
+    Shards alone do not say; a manifest beside them does. A wrong tokenizer gives a wrong byte count and no error.
+    """
+    directory = Path(val) if Path(val).is_dir() else Path(val).parent
+    if not (directory / MANIFEST_FILE).is_file():
+        return
+    expected, found = read_manifest(directory).tokenizer_sha256, tokenizer_hash(tokenizer)
+    if expected != found:
+        raise ValueError(
+            f"{tokenizer} did not make the shards in {directory}: their tokenizer has sha256 {expected[:16]}, this one "
+            f"{found[:16]}; give {directory / TOKENIZER_FILE}"
+        )
 
 
 def _unlisted(directory: Path, manifest: Manifest) -> Iterator[str]:
