@@ -7,9 +7,15 @@ writing the repr. Standard library only, so sizing and `--help` never load torch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 BITS_RANGE = (2, 8)  # every bitwidth below lies in it, ends included
+
+
+def code_limit(bits: int) -> int:
+    """Largest code of a bitwidth; the smallest is its negative."""
+    return (1 << (bits - 1)) - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,10 +43,11 @@ class ModelConfig:
         if self.vocab_size > 65_536:
             raise ValueError(f"vocab_size must be at most 65536 (shards are uint16), got {self.vocab_size}")
         if self.model_dim % self.num_heads:
-            low = self.model_dim // self.num_heads * self.num_heads
+            step = 2 * self.num_heads  # rotary embeddings want an even head_dim
+            low = self.model_dim // step * step
             raise ValueError(
                 f"model_dim must be divisible by num_heads, got {self.model_dim} and {self.num_heads}; "
-                f"nearest valid model_dim is {low or self.num_heads} or {low + self.num_heads}"
+                f"nearest valid model_dim is {low or step} or {low + step}"
             )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
@@ -51,7 +58,7 @@ class ModelConfig:
                 f"head_dim = model_dim / num_heads must be even for rotary embeddings, got {self.head_dim}; "
                 f"use another num_heads"
             )
-        if self.mlp_mult <= 0 or abs(self.mlp_mult * self.model_dim - self.mlp_dim) > 1e-6:
+        if not 0 < self.mlp_mult < inf or abs(self.mlp_mult * self.model_dim - self.mlp_dim) > 1e-6:
             raise ValueError(
                 f"mlp_mult * model_dim must be a whole positive number, got {self.mlp_mult} * {self.model_dim}"
             )
@@ -68,8 +75,8 @@ class ModelConfig:
                 f"{self.loop_repeats} repeats of [{self.loop_start}, {self.loop_end})"
             )
         for name in ("rope_base", "qk_gain_init", "logit_softcap", "embed_init_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
     @property
     def head_dim(self) -> int:
@@ -138,11 +145,11 @@ class TrainConfig:
                 f"nearest valid batch_tokens is {low or self.seq_len} or {low + self.seq_len}"
             )
         for name in ("matrix_lr", "embed_lr", "scalar_lr", "adam_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         for name in ("matrix_weight_decay", "embed_weight_decay", "scalar_weight_decay", "grad_clip"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -231,7 +238,7 @@ class Budget:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.seconds < 0 or not (self.steps or self.seconds):
+        if self.steps < 0 or not 0 <= self.seconds < inf or not (self.steps or self.seconds):
             raise ValueError(f"a budget needs steps or seconds above 0, got {self.steps} and {self.seconds}")
 
     def progress(self, step: int, elapsed_seconds: float) -> float:

@@ -81,13 +81,6 @@ def all_reduce_sum(tensor: Tensor, env: DistEnv) -> Tensor:
     return tensor
 
 
-def all_reduce_max(tensor: Tensor, env: DistEnv) -> Tensor:
-    """Maximum over the ranks, in place; returns its argument."""
-    if env.world_size > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor
-
-
 def all_gather_rows(tensor: Tensor, env: DistEnv) -> Tensor:
     """Concatenate equally shaped tensors of all ranks along the first dimension, in rank order."""
     if env.world_size == 1:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from pgolf_model.config import EvalConfig
+from pgolf_model.config import EvalConfig, ModelConfig
 from pgolf_model.data import ByteTable, byte_table, check_token_range, count_bytes, validation_tokens
 from pgolf_model.distributed import DistEnv, all_reduce_sum
 from pgolf_model.model import GPT
@@ -101,19 +101,42 @@ def load_model(unpacked: UnpackedModel) -> GPT:
     return model.eval()
 
 
-def evaluate_artifact(artifact: bytes, *, val: str, tokenizer: str, env: DistEnv) -> Score:
-    """Unpack, load and score; `seconds` covers all of it.
+def validation_set(
+    val: str, tokenizer: str, *, vocab_size: int, seq_len: int, max_tokens: int
+) -> tuple[Tensor, ByteTable]:
+    """The tokens to score and the bytes they stand for.
+
+    Args:
+        val: dataset directory, glob, or one shard.
+        max_tokens: keep so many leading targets, in whole windows of `seq_len`, at least one; 0 keeps all.
+    Returns:
+        (num_windows * seq_len + 1,) tokens and the table, on the CPU.
+    Raises:
+        ValueError: no or bad shards, or a tokenizer that does not fit `vocab_size`.
+    """
+    table = byte_table(tokenizer, vocab_size)
+    tokens = validation_tokens(shard_paths(val, "val"), seq_len)
+    if max_tokens:
+        tokens = tokens[: max(1, max_tokens // seq_len) * seq_len + 1]
+    check_token_range(tokens, vocab_size, val)
+    return tokens, table
+
+
+def evaluate_artifact(
+    artifact: bytes, *, val: str, tokenizer: str, env: DistEnv, max_tokens: int = 0
+) -> tuple[Score, ModelConfig]:
+    """Unpack, load and score; the model's config comes from the artifact, and `seconds` covers all of it.
 
     Args:
         val: dataset directory, glob or one shard; tokenizer: path of the SentencePiece model the shards were made with.
+        max_tokens: as in `validation_set`.
     Raises:
         ValueError: a damaged artifact, missing shards, or a vocabulary that does not fit the model's.
     """
     started = time.perf_counter()
     unpacked = unpack_model(artifact)
-    table = byte_table(tokenizer, unpacked.model.vocab_size)
-    tokens = validation_tokens(shard_paths(val, "val"), unpacked.eval_config.seq_len)
-    check_token_range(tokens, unpacked.model.vocab_size, val)
+    vocab_size, seq_len = unpacked.model.vocab_size, unpacked.eval_config.seq_len
+    tokens, table = validation_set(val, tokenizer, vocab_size=vocab_size, seq_len=seq_len, max_tokens=max_tokens)
     model = load_model(unpacked).to(env.device)
     result = score(model, tokens, table, unpacked.eval_config, env)
-    return replace(result, seconds=time.perf_counter() - started)
+    return replace(result, seconds=time.perf_counter() - started), unpacked.model

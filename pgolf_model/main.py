@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from pgolf_model.config import EvalConfig, RunConfig
-from pgolf_model.data import ByteTable, byte_table, check_token_range, validation_tokens
+from pgolf_model.data import ByteTable
 from pgolf_model.distributed import DistEnv, dist_env_from_environ, process_group, value_of_main
-from pgolf_model.evaluate import Score, load_model, score
+from pgolf_model.evaluate import Score, evaluate_artifact, score, validation_set
 from pgolf_model.model import GPT
-from pgolf_model.pack import pack_model, unpack_model
+from pgolf_model.pack import pack_model
 from pgolf_model.quantize import quantize_state
 from pgolf_model.shapes import num_params
 from pgolf_model.shards import shard_paths
@@ -53,27 +53,6 @@ def main(config: RunConfig, argv: list[str] | None = None) -> int:
     return 0
 
 
-def validation_set(
-    val: str, tokenizer: str, *, vocab_size: int, seq_len: int, max_tokens: int
-) -> tuple[Tensor, ByteTable]:
-    """The tokens to score and the bytes they stand for.
-
-    Args:
-        val: dataset directory, glob, or one shard.
-        max_tokens: keep so many leading targets, in whole windows of `seq_len`, at least one; 0 keeps all.
-    Returns:
-        (num_windows * seq_len + 1,) tokens and the table, on the CPU.
-    Raises:
-        ValueError: no or bad shards, or a tokenizer that does not fit `vocab_size`.
-    """
-    table = byte_table(tokenizer, vocab_size)
-    tokens = validation_tokens(shard_paths(val, "val"), seq_len)
-    if max_tokens:
-        tokens = tokens[: max(1, max_tokens // seq_len) * seq_len + 1]
-    check_token_range(tokens, vocab_size, val)
-    return tokens, table
-
-
 def _parse_options(argv: list[str] | None, config: RunConfig) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Train, quantize and score one model, or score an artifact with --evaluate."
@@ -87,6 +66,9 @@ def _parse_options(argv: list[str] | None, config: RunConfig) -> argparse.Namesp
     parser.add_argument("--max-tokens", type=int, default=0, help="with --evaluate: score so many leading tokens")
     options = parser.parse_args(argv)
     options.tokenizer = options.tokenizer or str(Path(options.data) / "tokenizer.model")
+    names_shards = "*" in options.data or Path(options.data).is_file()
+    if names_shards and not options.val and not options.evaluate:
+        parser.error(f"--data {options.data} is no folder, so --val must say what to score: never the training shards")
     options.val = options.val or options.data
     return options
 
@@ -95,7 +77,9 @@ def _evaluate(options: argparse.Namespace, env: DistEnv) -> None:
     """Score an artifact over all the given shards: `--max-tokens` limits that, the artifact's own config does not."""
     started = time.perf_counter()
     artifact = Path(options.evaluate).read_bytes()
-    result, params = _score_artifact(artifact, options, env, max_tokens=options.max_tokens)
+    result, model = evaluate_artifact(
+        artifact, val=options.val, tokenizer=options.tokenizer, env=env, max_tokens=options.max_tokens
+    )
     if env.is_main:
         seconds = time.perf_counter() - started
         print(f"val_loss:{result.val_loss:.8f} val_bpb:{result.val_bpb:.8f} eval_time:{seconds:.1f}s", file=sys.stderr)
@@ -106,24 +90,11 @@ def _evaluate(options: argparse.Namespace, env: DistEnv) -> None:
             "bytes": result.bytes,
             "seconds": seconds,
             "model_bytes": len(artifact),
-            "num_params": params,
+            "num_params": num_params(model),
             "device": _device_name(env),
             "world_size": env.world_size,
         }
         print(json.dumps(report, allow_nan=False))
-
-
-def _score_artifact(
-    artifact: bytes, options: argparse.Namespace, env: DistEnv, *, max_tokens: int
-) -> tuple[Score, int]:
-    """What the bytes of an artifact score, and how many parameters they hold."""
-    unpacked = unpack_model(artifact)
-    vocab_size, seq_len = unpacked.model.vocab_size, unpacked.eval_config.seq_len
-    tokens, table = validation_set(
-        options.val, options.tokenizer, vocab_size=vocab_size, seq_len=seq_len, max_tokens=max_tokens
-    )
-    model = load_model(unpacked).to(env.device)
-    return score(model, tokens, table, unpacked.eval_config, env), num_params(unpacked.model)
 
 
 def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEnv) -> None:
@@ -158,7 +129,9 @@ def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEn
 
     eval_started = time.perf_counter()
     artifact = (out / ARTIFACT_NAME).read_bytes()
-    final, _ = _score_artifact(artifact, options, env, max_tokens=config.eval.max_tokens)
+    final, _ = evaluate_artifact(
+        artifact, val=options.val, tokenizer=options.tokenizer, env=env, max_tokens=config.eval.max_tokens
+    )
     eval_seconds = time.perf_counter() - eval_started
 
     code_bytes = Path(__file__).stat().st_size  # the bundle's own file; bare main.py when run from the package

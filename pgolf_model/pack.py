@@ -21,8 +21,8 @@ import torch
 import zstandard
 from torch import Tensor
 
-from pgolf_model.config import BITS_RANGE, EvalConfig, ModelConfig
-from pgolf_model.quantize import PackedTensor, QuantizedTensor, check_names, code_limit
+from pgolf_model.config import BITS_RANGE, EvalConfig, ModelConfig, code_limit
+from pgolf_model.quantize import PackedTensor, QuantizedTensor, check_names
 from pgolf_model.shapes import ParamInfo, param_shapes
 
 MAGIC = b"pgolf"

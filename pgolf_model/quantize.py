@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pgolf_model.config import BITS_RANGE, ModelConfig, QuantConfig
+from pgolf_model.config import BITS_RANGE, ModelConfig, QuantConfig, code_limit
 from pgolf_model.shapes import param_shapes
 
 # Scales are float16 with this many of the ten mantissa bits in use. A step up to 3 % off costs 0.0004 bits per weight,
@@ -26,11 +26,6 @@ class QuantizedTensor:
 
 
 PackedTensor = QuantizedTensor | Tensor  # a Tensor is a float16 `scalar` parameter
-
-
-def code_limit(bits: int) -> int:
-    """Largest code of a bitwidth; codes are symmetric about zero."""
-    return int(2 ** (bits - 1) - 1)
 
 
 def quantize_rows(weight: Tensor, *, bits: int, clip_sigmas: float) -> tuple[Tensor, Tensor]:

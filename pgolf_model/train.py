@@ -320,9 +320,10 @@ class ProgressLog:
         )
         if self.path is None:
             return
+        loss = record.wait()
         line = {
             "step": record.step,
-            "train_loss": record.wait(),
+            "train_loss": loss if math.isfinite(loss) else None,
             "seconds": round(seconds, 3),
             "progress": budget.progress(record.step, seconds),
             "lr_multiplier": record.lr_multiplier,
@@ -330,7 +331,7 @@ class ProgressLog:
             "ms_per_step": round(step_seconds * 1e3, 3),
         }
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def format_rate(per_second: float) -> str:

@@ -77,7 +77,9 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    """Print what is wrong and, on a line of its own, what to do: the clause after the last semicolon."""
+    what, _, fix = message.rpartition("; ")
+    print(f"error: {what or fix}" + (f"\nhint: {fix}" if what else ""), file=sys.stderr)
     raise SystemExit(1)
 
 

@@ -8,8 +8,10 @@ trials are handed out again.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +40,7 @@ from trials.spec import (
     write_json,
 )
 
-DATASETS_FILE = "datasets.json"  # in the study's folder: hashes of recipe and tokenizer by dataset folder
+DATASETS_FILE = "datasets.json"  # in the study's folder: dataset folder -> hash of its tokenizer and shards
 DATA_KNOB = "data"  # the searched dataset, when a study has several
 FREE_TO_CHANGE = {"engine", "keep", "min_promote", "trials", "timeout_seconds", "cpus", "gpus", "max_infeasible"}
 FREE_TO_CHANGE |= {"dollars_per_gpu_hour", "folder"}
@@ -66,7 +68,7 @@ class Driver:
         Raises:
             ValueError: data, space or storage cannot be used, or the study was launched with other settings.
         """
-        self.study = study
+        self.study = study = absolute(study)
         self._datasets = {name: open_dataset(name) for name in study.data}
         _refuse_incomparable(list(self._datasets.values()))
         self.space = study_space(study)
@@ -77,6 +79,7 @@ class Driver:
         self._sampler = Sampler(study, self.space)
         self._sampler.reconcile(self.records)
         self._in_flight: set[str] = set()
+        self._git_commit = git_commit()
         self._infeasible_in_a_row = 0
 
     @property
@@ -91,6 +94,14 @@ class Driver:
             ValueError: `max_infeasible` configurations in a row were forecast over a cap.
         """
         while True:
+            too_many = self._infeasible_in_a_row >= self.study.max_infeasible
+            if too_many and self._in_flight:
+                return Wait()  # let what runs end; its results may still change what is asked
+            if too_many:
+                raise ValueError(
+                    f"{self._infeasible_in_a_row} configurations in a row were forecast over the cap of "
+                    f"{self.study.caps.artifact_bytes:,} bytes; raise caps.artifact_bytes or search a smaller space"
+                )
             chosen = self._unfinished() or self._choose()
             if not isinstance(chosen, TrialSpec):
                 return chosen
@@ -114,8 +125,19 @@ class Driver:
 
     def _unfinished(self) -> TrialSpec | None:
         """A trial that nobody works on and that has no result: its driver or its worker was killed."""
-        waiting = (r.spec for r in self.records if r.result is None and r.spec.trial_id not in self._in_flight)
-        return next(waiting, None)
+        for record in self.records:
+            if record.result is None and record.spec.trial_id not in self._in_flight:
+                return self._with_resources_of_today(record.spec)
+        return None
+
+    def _with_resources_of_today(self, spec: TrialSpec) -> TrialSpec:
+        """The spec with the cores, GPUs and time its rung has now: they may have changed since it was written."""
+        rung = next(rung for rung in self.study.rungs if rung.name == spec.rung)
+        now = replace(spec, cpus=rung.cpus, gpus=rung.gpus, timeout_seconds=rung.timeout)
+        if now != spec:
+            write_json(trial_dir(self.study, spec.trial_id) / SPEC_FILE, now)
+            self._records[spec.trial_id] = TrialRecord(spec=now)
+        return now
 
     def _choose(self) -> TrialSpec | Wait | Done:
         """A new trial, its folder written."""
@@ -161,6 +183,7 @@ class Driver:
             gpus=rung.gpus,
             processes=rung.processes,
             timeout_seconds=rung.timeout,
+            git_commit=self._git_commit,
             predicted_bytes=estimate.model_bytes + code_bytes,
             predicted_low=estimate.low + code_bytes,
             predicted_high=estimate.high + code_bytes,
@@ -182,16 +205,13 @@ class Driver:
         write_json(trial_dir(self.study, spec.trial_id) / RESULT_FILE, result)
         self._learn(TrialRecord(spec=spec, result=result))
         self._infeasible_in_a_row += 1
-        if self._infeasible_in_a_row >= self.study.max_infeasible:
-            raise ValueError(
-                f"{self._infeasible_in_a_row} configurations in a row were forecast over the cap of {cap:,} bytes "
-                f"(the last: {spec.predicted_bytes:,}); raise caps.artifact_bytes or search a smaller space"
-            )
 
     def _learn(self, record: TrialRecord) -> TrialResult:
         assert record.result is not None
         self._sampler.tell(record)
         self._records[record.spec.trial_id] = record
+        if record.status == "complete":
+            self._infeasible_in_a_row = 0
         self._in_flight.discard(record.spec.trial_id)
         return record.result
 
@@ -236,39 +256,56 @@ def open_dataset(name: str) -> Dataset:
     return Dataset(folder=folder, manifest=quick_check(folder))
 
 
+def absolute(study: StudyConfig) -> StudyConfig:
+    """The study with absolute paths: the same study from whichever folder, and however, it is named."""
+    return replace(study, data=tuple(str(Path(name).absolute()) for name in study.data), folder=str(study.dir))
+
+
+def git_commit() -> str:
+    """The commit of the checkout this code runs from; empty outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def freeze(study: StudyConfig) -> None:
     """Write the study's settings into its folder, or refuse when it was launched with others.
 
     What may change between launches: the engine, how many trials are run and promoted, timeouts, resources.
     """
     study.dir.mkdir(parents=True, exist_ok=True)
-    absolute = replace(study, data=tuple(str(Path(name).absolute()) for name in study.data), folder=str(study.dir))
     path = study.dir / STUDY_FILE
-    known = read_noun(StudyConfig, path) if path.exists() else None
-    if known == absolute:
-        return
-    if known is not None:
-        changed = differences(to_plain(known), to_plain(absolute))
-        if changed:
-            raise ValueError(
-                f"study {study.name!r} in {study.dir} was launched with other settings: {'; '.join(changed)}; "
-                "use another name or folder, or put the old settings back"
-            )
-    write_json(path, absolute)
+    known = read_noun(StudyConfig, path) if path.exists() else study
+    changed = differences(to_plain(known), to_plain(study))
+    if changed:
+        raise ValueError(
+            f"study {study.name!r} in {study.dir} was launched with other settings: {'; '.join(changed)}; "
+            "use another name or folder, or put the old settings back"
+        )
+    if known != study or not path.exists():
+        write_json(path, study)
 
 
 def freeze_datasets(study: StudyConfig, datasets: Sequence[Dataset]) -> None:
     """Remember which data the study is about, or refuse when a folder holds other data by now."""
     path = study.dir / DATASETS_FILE
-    now = {str(d.folder): [d.manifest.recipe_sha256, d.manifest.tokenizer_sha256] for d in datasets}
+    now = {str(d.folder): _fingerprint(d.manifest) for d in datasets}
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
-    for folder, hashes in now.items():
-        if known.get(folder) != hashes:
+    for folder, fingerprint in now.items():
+        if known.get(folder) != fingerprint:
             raise ValueError(
                 f"the dataset in {folder} is not the one study {study.name!r} was launched on, so its scores would "
                 "not be comparable; put the old data back or start a study under another name"
             )
     write_json(path, now)
+
+
+def _fingerprint(manifest: Manifest) -> str:
+    """Hash of the tokenizer and of every shard, in order."""
+    parts = [manifest.tokenizer_sha256, *(shard.sha256 for shard in manifest.shards)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def differences(old: object, new: object, path: str = "") -> list[str]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +171,7 @@ def _provenance(record: TrialRecord, metrics: Mapping[str, Any], script: bytes) 
         world_size=metrics["world_size"],
         threads=metrics["threads"],
         versions=dict(metrics["versions"]),
-        git_commit=_git_commit(),
+        git_commit=spec.git_commit,
     )
 
 
@@ -266,14 +265,6 @@ def _requirements(versions: Mapping[str, str]) -> str:
     """The versions of the run; a build tag such as +cpu is dropped, package indexes do not have it."""
     names = sorted(set(versions) - {"python"})
     return "".join(f"{name}=={versions[name].partition('+')[0]}\n" for name in names)
-
-
-def _git_commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def _put_in_place(staging: Path, out: Path) -> None:

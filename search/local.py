@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from search.driver import Driver
 from search.events import Event, Finished, Started, Tick
 from search.ledger import trial_dir
 from search.promote import Done, Wait
-from trials.spec import RESULT_FILE, WORKER_LOG, TrialSpec
+from search.study import StudyConfig
+from trials.spec import EXIT_UNFINISHED, RESULT_FILE, WORKER_LOG, TrialSpec
 
 POLL_SECONDS = 0.1
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
@@ -25,14 +26,19 @@ class Machine:
     """What trials may use at the same time."""
 
     cpus: float
-    gpus: int = 0
+    gpu_ids: tuple[str, ...] = ()  # as CUDA_VISIBLE_DEVICES names them
+
+    @property
+    def gpus(self) -> int:
+        """How many there are."""
+        return len(self.gpu_ids)
 
 
 @dataclass(kw_only=True, slots=True)
 class _Running:
     spec: TrialSpec
     process: subprocess.Popen[bytes]
-    gpus: tuple[int, ...] = field(default=())
+    gpu_ids: tuple[str, ...] = field(default=())
 
 
 def run_local(driver: Driver, machine: Machine) -> Generator[Event, None, None]:
@@ -41,13 +47,16 @@ def run_local(driver: Driver, machine: Machine) -> Generator[Event, None, None]:
     Raises:
         ValueError: a rung asks for more than the machine has.
     """
-    refuse_impossible(driver, machine)
+    refuse_impossible(driver.study, cpus=machine.cpus, gpus=machine.gpus)
     running: list[_Running] = []
     pending: TrialSpec | None = None
     try:
         while True:
             for slot in [r for r in running if r.process.poll() is not None]:
                 running.remove(slot)
+                if slot.process.returncode == EXIT_UNFINISHED:
+                    driver.release(slot.spec)
+                    continue
                 yield Finished(spec=slot.spec, result=driver.finish(slot.spec, failure=_how_it_ended(slot)))
             said: TrialSpec | Wait | Done = pending or driver.next()
             pending = said if isinstance(said, TrialSpec) else None
@@ -71,45 +80,46 @@ def run_local(driver: Driver, machine: Machine) -> Generator[Event, None, None]:
 def this_machine(cpus: float = 0, gpus: float = 0) -> Machine:
     """The machine's own cores and GPUs, where they are not given."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cpus=cpus or float(cores), gpus=int(gpus) or _count_gpus())
+    visible = _visible_gpus()
+    return Machine(cpus=cpus or float(cores), gpu_ids=visible[: int(gpus)] if gpus else visible)
 
 
-def refuse_impossible(driver: Driver, machine: Machine) -> None:
-    """Say before anything runs that a rung can never run here."""
-    for rung in driver.study.rungs:
-        if rung.cpus > machine.cpus or rung.gpus > machine.gpus:
+def refuse_impossible(study: StudyConfig, *, cpus: float, gpus: float) -> None:
+    """Say before anything runs that a rung can never run on a machine of so many cores and GPUs."""
+    for rung in study.rungs:
+        if rung.cpus > cpus or rung.gpus > gpus:
             raise ValueError(
-                f"rung {rung.name!r} needs {rung.cpus:g} cpus and {rung.gpus:g} gpus per trial, this machine has "
-                f"{machine.cpus:g} and {machine.gpus}; lower the rung's cpus and gpus or run on a larger machine"
+                f"rung {rung.name!r} needs {rung.cpus:g} cpus and {rung.gpus:g} gpus per trial, the largest machine "
+                f"has {cpus:g} and {gpus:g}; lower the rung's cpus and gpus or run on a larger machine"
             )
 
 
 def worker_command(folder: Path) -> list[str]:
-    """The process that runs one trial."""
-    return [sys.executable, "-m", "trials.worker", str(folder)]
+    """The process that runs one trial for this one."""
+    return [sys.executable, "-m", "trials.worker", str(folder), str(os.getpid())]
 
 
-def worker_environment(gpus: tuple[int, ...] | None = None) -> dict[str, str]:
+def worker_environment(gpu_ids: tuple[str, ...] | None = None) -> dict[str, str]:
     """The parent's environment, with our packages importable from anywhere and only the trial's GPUs visible."""
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), environment.get("PYTHONPATH"))))
-    if gpus is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    if gpu_ids is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_ids)
     return environment
 
 
-def _start(spec: TrialSpec, driver: Driver, gpus: tuple[int, ...]) -> _Running:
+def _start(spec: TrialSpec, driver: Driver, gpu_ids: tuple[str, ...]) -> _Running:
     folder = trial_dir(driver.study, spec.trial_id)
     with (folder / WORKER_LOG).open("wb") as log:
         process = subprocess.Popen(
             worker_command(folder),
-            env=worker_environment(gpus),
+            env=worker_environment(gpu_ids),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # the terminal's Ctrl-C reaches the driver only
         )
-    return _Running(spec=spec, process=process, gpus=gpus)
+    return _Running(spec=spec, process=process, gpu_ids=gpu_ids)
 
 
 def _how_it_ended(slot: _Running) -> str:
@@ -121,22 +131,22 @@ def _fits(spec: TrialSpec, running: list[_Running], machine: Machine) -> bool:
     return cpus <= machine.cpus + 1e-9 and (not spec.gpus or bool(_free_gpus(spec, running, machine)))
 
 
-def _free_gpus(spec: TrialSpec, running: list[_Running], machine: Machine) -> tuple[int, ...]:
-    """Indices of GPUs with room for the trial, fullest first so that whole ones stay free; empty when none have."""
-    load: Mapping[int, float] = {
-        gpu: sum(min(r.spec.gpus, 1.0) for r in running if gpu in r.gpus) for gpu in range(machine.gpus)
-    }
+def _free_gpus(spec: TrialSpec, running: list[_Running], machine: Machine) -> tuple[str, ...]:
+    """GPUs with room for the trial, fullest first so that whole ones stay free; empty when none have."""
+    load = {gpu: sum(min(r.spec.gpus, 1.0) for r in running if gpu in r.gpu_ids) for gpu in machine.gpu_ids}
     share, count = min(spec.gpus, 1.0), max(1, int(spec.gpus))
-    room = sorted((g for g in load if load[g] + share <= 1 + 1e-9), key=lambda g: (-load[g], g))
+    room = sorted((g for g in load if load[g] + share <= 1 + 1e-9), key=lambda g: -load[g])
     return tuple(room[:count]) if spec.gpus and len(room) >= count else ()
 
 
-def _count_gpus() -> int:
+def _visible_gpus() -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES leaves visible, else every GPU that nvidia-smi lists."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([g for g in visible.split(",") if g.strip()])
+        ids = [word.strip() for word in visible.split(",")]
+        return tuple(ids[: ids.index("-1")] if "-1" in ids else filter(None, ids))
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+        return ()
+    return tuple(str(i) for i, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU "))

@@ -114,6 +114,7 @@ def seconds_left(study: StudyConfig, records: tuple[TrialRecord, ...]) -> float 
             if rung.batch_tokens and below.batch_tokens and not rung.seconds:
                 longer *= rung.batch_tokens / below.batch_tokens
             known *= max(1.0, longer) * len(rung.seeds) / len(below.seeds)
+            known = max(known, rung.seconds * len(rung.seeds))
         else:
             return None
         side_by_side = gpus / rung.gpus if rung.gpus else cpus / (rung.cpus or 1)
@@ -127,7 +128,9 @@ def _last_word(study: StudyConfig, spec: TrialSpec) -> str:
     for seed in reversed(spec.seeds):
         said = list(read_progress(folder / f"seed{seed}" / PROGRESS_FILE))
         if said:
-            return f"step {said[-1]['step']:.0f} loss {said[-1]['train_loss']:.3f} ({said[-1]['progress']:.0%})"
+            loss = said[-1].get("train_loss")
+            shown = "not finite" if loss is None else f"{loss:.3f}"
+            return f"step {said[-1]['step']:.0f} loss {shown} ({said[-1]['progress']:.0%})"
     return "starting"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -24,15 +25,18 @@ from search.ledger import trial_dir
 from search.local import Machine, refuse_impossible, worker_command, worker_environment
 from search.promote import Done, Wait
 from space.plain import to_plain
-from trials.spec import WORKER_LOG, TrialSpec
+from trials.spec import EXIT_UNFINISHED, WORKER_LOG, TrialSpec
 
 Events = queue.Queue[Event | TrialSpec | BaseException | None]  # a spec: handed to Tune; None: the study is over
 
+TUNE_PREFIX = ".tune_"  # of the folder in which Tune keeps its own books, which nobody reads
 TICK_SECONDS = 0.5
+NODE_LOSSES = 2  # times a trial is started again after Ray lost its node; its finished seeds are kept
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange files, not objects; Ray's floor is 75 MB
 QUIET = {
     "RAY_AUTH_MODE": "disabled",  # Ray 2.60 writes a token into the home folder otherwise (automl R1)
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # Tune's thread would start a second cluster after our shutdown
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without GPUs sees none (automl R6)
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -55,17 +59,19 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
         import ray
     except ImportError:
         raise ValueError("engine 'ray' needs Ray: install ray[tune], or use --engine local") from None
-    if not address:
-        refuse_impossible(driver, machine)
     cluster: dict[str, Any] = {"address": address}
-    if not address:
-        cluster = {"num_cpus": int(machine.cpus), "num_gpus": machine.gpus, "include_dashboard": False}
-        cluster["object_store_memory"] = OBJECT_STORE_BYTES
+    if not address:  # "local": a cluster of our own even where another is running
+        refuse_impossible(driver.study, cpus=int(machine.cpus), gpus=machine.gpus)
+        cluster = {"address": "local", "num_cpus": int(machine.cpus), "num_gpus": machine.gpus}
+        cluster |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it misses the loggers that we turn off
     ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **cluster)
     events: Events = queue.Queue()
     stopping = threading.Event()
     try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        most = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
+        refuse_impossible(driver.study, cpus=most["CPU"], gpus=most["GPU"])
         # Tune takes over signals in the main thread; in a thread of its own it leaves Ctrl-C to us.
         threading.Thread(target=_tune, args=(driver, events, stopping), daemon=True, name="tune").start()
         queued: list[TrialSpec] = []
@@ -96,13 +102,17 @@ def _tune(driver: Driver, events: Events, stopping: threading.Event) -> None:
     from ray import tune
 
     try:
-        with tempfile.TemporaryDirectory(prefix="pgolf_tune_") as folder:
+        for left in driver.study.dir.glob(f"{TUNE_PREFIX}*"):  # by a driver that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=TUNE_PREFIX, dir=driver.study.dir) as folder:
             tuner = tune.Tuner(
                 tune.with_resources(_run_worker, _resources),
                 tune_config=tune.TuneConfig(
                     search_alg=_brain_searcher(driver, events, stopping), num_samples=-1, reuse_actors=True
                 ),
-                run_config=tune.RunConfig(storage_path=folder, verbose=0, failure_config=tune.FailureConfig()),
+                run_config=tune.RunConfig(
+                    storage_path=folder, verbose=0, failure_config=tune.FailureConfig(max_failures=NODE_LOSSES)
+                ),
             )
             tuner.fit()
         events.put(None)
@@ -178,6 +188,9 @@ def _brain_searcher(driver: Driver, events: Events, stopping: threading.Event) -
                 driver.release(spec)
                 return
             code = (result or {}).get("exit_code")
+            if code == EXIT_UNFINISHED:
+                driver.release(spec)
+                return
             how = "Ray lost the worker" if error or result is None else f"the worker ended with exit code {code}"
             with passed_on():
                 events.put(Finished(spec=spec, result=driver.finish(spec, failure=f"{how} and left no result")))

@@ -32,6 +32,7 @@ from search.study import Caps, StudyConfig
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
 from trials.spec import Scalar
 
+FOLDER_ATTR = "folder"  # of an Optuna study: the trial folders it mirrors
 LOCK_WAIT_SECONDS = 60.0
 
 
@@ -46,7 +47,7 @@ def _names_the_storage(method: Callable[Concatenate[Sampler, P], R]) -> Callable
     def wrapped(self: Sampler, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(self, *args, **kwargs)
-        except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error, ImportError) as error:
             cause = str(error.__cause__ or error).strip().splitlines()[0]
             raise ValueError(
                 f"cannot use the storage {self._study.storage_url}: {cause}; if another program holds it, stop that "
@@ -81,6 +82,10 @@ class Sampler:
                     f"Optuna study {name!r} has {len(opened.directions)} objectives, question = {study.question!r} "
                     f"needs {len(directions)}; use another study name or storage"
                 )
+            owner = opened.user_attrs.get(FOLDER_ATTR, str(study.dir))
+            if study.storage and owner != str(study.dir):
+                raise ValueError(f"{name!r} in {study.storage} belongs to the study in {owner}; use another study name")
+            opened.set_user_attr(FOLDER_ATTR, str(study.dir))
             opened.sampler = _tpe(seed=study.seed, done=len(opened.get_trials(deepcopy=False)), trials=rung.trials)
             self._studies[rung.name] = opened
 
@@ -182,7 +187,7 @@ def _open_storage(url: str) -> optuna.storages.BaseStorage:
     """The storage; SQLite with a write-ahead log, so that not every parameter of every trial waits for the disk.
 
     A kill loses nothing that way; a power cut may lose the last writes, which `reconcile` makes again.
-    Measured on 12 trials of 24 parameters: 0.65 s an ask before, 0.12 s after (2 shared cores).
+    Measured on 13 asks of 24 parameters under the profiler on busy cores: 0.67 s each before, 0.20 s after.
     """
     if not url.startswith("sqlite"):
         return optuna.storages.RDBStorage(url)

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, cast
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from search.events import Event
     from search.study import EngineName, StudyConfig
 
 
@@ -68,33 +71,34 @@ def _run(config: StudyConfig, *, ray_address: str) -> None:
 
     config.dir.mkdir(parents=True, exist_ok=True)
     machine = this_machine(config.cpus, config.gpus)
-    with driver_lock(config):
-        driver = Driver(config)
-        known = driver.records
-        if known:
-            console.print(f"going on with {len(known)} known trials: {outlook(config, known)}", highlight=False)
-        if config.engine == "ray":
-            from search.ray_engine import run_ray
+    events: Generator[Event, None, None] | None = None
+    try:
+        with driver_lock(config):
+            driver = Driver(config)
+            if driver.records:
+                known = f"going on with {len(driver.records)} known trials: {outlook(config, driver.records)}"
+                console.print(known, highlight=False)
+            if config.engine == "ray":
+                from search.ray_engine import run_ray
 
-            events = run_ray(driver, machine, address=ray_address)
-        else:
-            events = run_local(driver, machine)
-        try:
+                events = run_ray(driver, machine, address=ray_address)
+            else:
+                events = run_local(driver, machine)
             follow(driver, events, console)
-        except KeyboardInterrupt:
+    except KeyboardInterrupt:
+        if events is not None:
             events.close()
-            console.print(
-                "\nstopped; finished trials are kept, running ones will be run again. Go on with:\n"
-                f"  pgolf {shlex.join(sys.argv[1:])}",
-                highlight=False,
-            )
-            raise SystemExit(130) from None
+        console.print(
+            "\nstopped; finished trials are kept, running ones will be run again. Go on with:\n"
+            f"  pgolf {shlex.join(sys.argv[1:])}",
+            highlight=False,
+        )
+        raise SystemExit(130) from None
     from search.ledger import best_record
 
     best = best_record(config, driver.records)
     if best is None or best.result is None:
-        console.print(f"study {config.name} is complete; no trial was feasible. See why: pgolf status {config.dir}")
-        return
+        raise ValueError(f"study {config.name} is complete, no trial is feasible; see why: pgolf status {config.dir}")
     console.print(
         f"study {config.name} is complete: best {best.spec.trial_id}, val_bpb {best.result.val_bpb:.4f}, "
         f"{best.result.artifact_bytes:,} bytes\n"

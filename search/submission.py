@@ -99,7 +99,9 @@ class Provenance:
     world_size: int
     threads: int
     versions: dict[str, str] = field(default_factory=dict)
-    git_commit: str = ""  # of pgolf; ends in -dirty when its files were changed, empty outside a checkout
+    git_commit: str = (
+        ""  # of pgolf when it made the script; ends in -dirty with changed files, empty outside a checkout
+    )
 
 
 def seed_log(seed: int) -> str:

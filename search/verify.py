@@ -104,12 +104,17 @@ def verify(
             run and OTHER_DEVICE_TOLERANCE elsewhere.
         say: told what is going on, one line at a time.
     Raises:
-        ValueError: the folder is no submission: it lacks a file or one cannot be read.
+        ValueError: there is no such folder, or one of its papers cannot be read.
     """
     say(f"verifying {folder}: counting bytes, comparing hashes")
-    for name in (SCRIPT_FILE, ARTIFACT_FILE, SUBMISSION_FILE, PROVENANCE_FILE):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name}: no such file; give a folder made by `pgolf export`")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; give one made by `pgolf export`")
+    needed = (SCRIPT_FILE, ARTIFACT_FILE, SUBMISSION_FILE, PROVENANCE_FILE)
+    missing = tuple(f"{folder / name}: no such file" for name in needed if not (folder / name).is_file())
+    if missing:
+        return VerifyReport(
+            folder=str(folder), artifact_bytes=0, code_bytes=0, model_bytes=0, bytes_cap=0, problems=missing
+        )
     submission = read_known(Submission, folder / SUBMISSION_FILE)
     provenance = read_known(Provenance, folder / PROVENANCE_FILE)
     data = data or Path(provenance.data_dir)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 
-from pgolf_model.config import ModelConfig, QuantConfig, RunConfig
+from pgolf_model.config import ModelConfig, QuantConfig, RunConfig, code_limit
 from pgolf_model.shapes import num_params, param_shapes
 
 BLOCK_BYTES = 2**17  # zstd codes blocks of so many bytes ...
@@ -113,11 +113,6 @@ def normal_code_bytes(model: ModelConfig, quant: QuantConfig) -> dict[str, float
     for (role, bits), parts in streams.items():
         total[role] += stream_bytes(parts, limit=code_limit(bits))
     return total
-
-
-def code_limit(bits: int) -> int:
-    """Largest code of a bitwidth; codes are symmetric about zero."""
-    return int(2 ** (bits - 1) - 1)
 
 
 def stream_bytes(parts: Sequence[tuple[int, float]], *, limit: int) -> float:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +21,6 @@ from pgolf_model.shards import read_shard, shard_paths
 from search.corpus.build import build, is_validation
 from search.corpus.builtin import builtin_corpus, documentation, group_blocks, python_files
 from search.corpus.check import check
-from search.corpus.cli import data
 from search.corpus.dedupe import Deduplicator
 from search.corpus.documents import batches, corpus_from_files, read_documents
 from search.corpus.manifest import read_manifest
@@ -321,8 +319,9 @@ def test_builtin_corpus_is_ten_megabytes_of_distinct_text() -> None:
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of `pgolf data ...`."""
-    result = CliRunner().invoke(data, [str(argument) for argument in arguments])
-    return result.exit_code, result.stdout, result.stderr
+    command = [sys.executable, "-m", "search.cli", "data", *map(str, arguments)]
+    result = subprocess.run(command, text=True, capture_output=True, check=False)
+    return result.returncode, result.stdout, result.stderr
 
 
 def test_command_line_builds_and_checks(tiny_docs: Path, tmp_path: Path) -> None:

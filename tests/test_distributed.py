@@ -16,7 +16,6 @@ import torch
 from pgolf_model.distributed import (
     DistEnv,
     all_gather_rows,
-    all_reduce_max,
     all_reduce_sum,
     dist_env_from_environ,
     process_group,
@@ -32,7 +31,7 @@ import torch
 
 from pgolf_model.config import Budget, ModelConfig, RunConfig, TrainConfig
 from pgolf_model.distributed import (
-    all_gather_rows, all_reduce_max, all_reduce_sum, dist_env_from_environ, process_group, value_of_main
+    all_gather_rows, all_reduce_sum, dist_env_from_environ, process_group, value_of_main
 )
 from pgolf_model.train import train
 
@@ -45,7 +44,6 @@ recipe = TrainConfig(
 with process_group(env):
     facts = {
         "sum": all_reduce_sum(torch.tensor([1.0 + env.rank]), env).tolist(),
-        "max": all_reduce_max(torch.tensor([1.0 + env.rank]), env).tolist(),
         "rows": all_gather_rows(torch.full((1, 2), float(env.rank)), env).tolist(),
         "main": value_of_main(7.0 + env.rank, env),
     }
@@ -126,7 +124,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert main["failed"] == other["failed"] == alone["failed"]
     assert main["failed"][0] is True
     for rank in (main, other):
-        assert (rank["sum"], rank["max"], rank["main"]) == ([3.0], [2.0], 7.0)
+        assert (rank["sum"], rank["main"]) == ([3.0], 7.0)
         assert rank["rows"] == [[0.0, 0.0], [1.0, 1.0]]
 
 
@@ -137,7 +135,6 @@ def test_alone_every_reduction_is_the_identity() -> None:
     with process_group(env):
         assert not torch.distributed.is_initialized()
         assert all_reduce_sum(tensor, env) is tensor
-        assert all_reduce_max(tensor, env) is tensor
         assert all_gather_rows(tensor, env) is tensor
         assert value_of_main(0.25, env) == 0.25
 

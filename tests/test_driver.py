@@ -19,7 +19,7 @@ import search.sampler
 from search.driver import Driver
 from search.ledger import read_records, trial_dir
 from search.promote import CONTROL, Done, Wait
-from search.study import Caps, StudyConfig
+from search.study import Caps, StudyConfig, load_study
 from trials.rungs import Rung
 from trials.spec import RESULT_FILE, SCRIPT_FILE, SeedRun, TrialResult, TrialSpec, write_json
 
@@ -55,11 +55,6 @@ def run_to_the_end(driver: Driver) -> None:
         leave_result(driver, spec)
         driver.finish(spec)
     assert isinstance(spec, Done)
-
-
-def hand_out_until_it_raises(driver: Driver) -> None:
-    for _ in range(6):
-        driver.next()
 
 
 def optuna_studies(study: StudyConfig) -> dict[str, optuna.Study]:
@@ -182,11 +177,11 @@ def test_a_lost_storage_is_written_again_from_the_folders(study: StudyConfig) ->
 
 
 def test_a_forecast_over_the_cap_is_told_without_training(study: StudyConfig) -> None:
-    tight = replace(study, caps=Caps(artifact_bytes=150_000), control=False, warm_starts=False, max_infeasible=5)
+    tight = replace(study, caps=Caps(artifact_bytes=30_000), control=False, warm_starts=False, max_infeasible=5)
     driver = Driver(tight)
-    with pytest.raises(ValueError, match=r"5 configurations in a row were forecast over the cap of 150,000 bytes"):
-        hand_out_until_it_raises(driver)
-    assert all(r.spec.predicted_bytes <= 150_000 for r in read_records(tight) if r.status is None)
+    with pytest.raises(ValueError, match=r"\d configurations in a row were forecast over the cap of 30,000 bytes"):
+        driver.next()
+    assert all(r.status == "infeasible" for r in read_records(tight)), "nothing this small exists"
     refused = [r for r in read_records(tight) if r.status == "infeasible"]
     assert len(refused) >= 5
     for trial in optuna_studies(tight)["proxy"].trials:
@@ -216,6 +211,29 @@ def test_a_worker_that_left_nothing_is_a_failed_trial(study: StudyConfig) -> Non
 def test_an_interrupted_trial_is_handed_out_again_before_new_ones(study: StudyConfig) -> None:
     first = Driver(study).next()
     assert Driver(study).next() == first
+
+
+def test_an_interrupted_trial_gets_the_resources_its_rung_has_today(study: StudyConfig) -> None:
+    first = Driver(study).next()
+    assert isinstance(first, TrialSpec)
+    smaller = replace(study, rungs=(replace(study.rungs[0], cpus=0.5, timeout_seconds=99), study.rungs[1]))
+    again = Driver(smaller).next()
+    assert again == replace(first, cpus=0.5, timeout_seconds=99.0)
+    assert next(r.spec for r in read_records(smaller)) == again
+
+
+def test_a_study_is_the_same_one_however_its_data_is_named(
+    study: StudyConfig, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a TOML with relative paths first, then from its own folder."""
+    for name in ("a", "b"):
+        shutil.copytree(tiny_data, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    relative = replace(study, data=("a", "b"))
+    first = Driver(relative).next()
+    assert isinstance(first, TrialSpec)
+    run_to_the_end(Driver(load_study(str(study.dir))))
+    assert_storage_equals_folders(study)
 
 
 def test_a_resumed_sampler_does_not_repeat_its_points(study: StudyConfig) -> None:
@@ -283,7 +301,8 @@ def test_data_that_changed_under_a_study_is_refused(study: StudyConfig, tiny_dat
     mine = replace(study, data=(str(copy),))
     Driver(mine)
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "recipe_sha256": "other"}))
+    manifest["shards"][0]["sha256"] = "0" * 64  # as `data fetch` does when it adds or replaces shards
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="is not the one study 's' was launched on"):
         Driver(mine)
 

@@ -234,7 +234,7 @@ def test_the_artifact_is_scored_from_its_bytes(shards: Path, tokenizer: str, tab
     for bits in (8, 2):
         quant = QuantConfig(embed_bits=bits, embed_clip_sigmas=4.0, attn_bits=(bits,), mlp_bits=(bits,))
         model, artifact = trained(len(table.base_bytes), quant)
-        results[bits] = evaluate_artifact(artifact, val=str(shards), tokenizer=tokenizer, env=ALONE)
+        results[bits], _ = evaluate_artifact(artifact, val=str(shards), tokenizer=tokenizer, env=ALONE)
         unpacked = unpack_model(artifact)
         by_hand = score(load_model(unpacked), tokens, table, unpacked.eval_config, ALONE)
         assert results[bits].val_bpb == by_hand.val_bpb

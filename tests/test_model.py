@@ -205,18 +205,16 @@ def test_a_later_token_leaves_earlier_logits_alone(autocast: bool) -> None:
 
 
 def test_bfloat16_autocast_stays_near_float32() -> None:
-    """Half-precision activations move a loss by a few percent at most; losses and gradients stay float32."""
-    model = build_model(LOOPED, seed=0)
-    for block in model.blocks:
-        block.attn.out.data += 0.1
-        block.mlp.down.data += 0.1
+    """Half-precision activations move losses by far less than they differ; losses and gradients stay float32."""
+    model = random_model(LOOPED)
     ids, targets = random_ids(LOOPED, 2, 33), random_ids(LOOPED, 2, 33, seed=4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model.token_losses(ids, targets)
     losses.mean().backward()
     assert losses.dtype == torch.float32
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
-    torch.testing.assert_close(losses, model.token_losses(ids, targets), rtol=0.05, atol=0.05)
+    exact = model.token_losses(ids, targets)
+    assert (losses - exact).square().mean().sqrt() < 0.05 * exact.std()
 
 
 def test_initial_weights_are_a_function_of_the_seed_alone() -> None:

@@ -73,7 +73,7 @@ def test_a_file_without_a_preset_starts_from_the_defaults(tmp_path: Path) -> Non
     [
         ("[modle]\nnum_layers = 3", r"mine\.toml: unknown key 'modle'; did you mean 'model'\?"),
         ("[model]\nnum_layer = 3", r"mine\.toml\.model: unknown key 'num_layer'; did you mean 'num_layers'\?"),
-        ("[model]\nmodel_dim = 500\nnum_heads = 8", r"mine\.toml\.model: .*nearest valid model_dim is 496 or 504"),
+        ("[model]\nmodel_dim = 500\nnum_heads = 8", r"mine\.toml\.model: .*nearest valid model_dim is 496 or 512"),
         ('[model]\nnum_layers = "3"', r"mine\.toml\.model\.num_layers: expected int, got '3'"),
         ("model = 3", r"mine\.toml: expected a table \[model\], got 3"),
         ('preset = "tinny"', r"mine\.toml: unknown preset: 'tinny'; did you mean 'tiny'\?"),

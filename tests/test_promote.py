@@ -109,10 +109,12 @@ scores = st.lists(st.one_of(st.none(), st.floats(0.5, 9)), min_size=6, max_size=
 )
 def test_the_order_of_results_changes_nothing(scores, sizes, seeds) -> None:
     def outcome(r: TrialRecord) -> TrialRecord:
-        score, number = scores[r.spec.parent or r.spec.number], r.spec.number
+        number = r.spec.number
+        origin = number if r.spec.parent is None else r.spec.parent
+        score = scores[origin]
         status = "complete" if score is not None else "failed"
         return record(
-            number, score or 0.0, rung=r.spec.rung, size=sizes[r.spec.parent or number], label=r.spec.label,
+            number, score or 0.0, rung=r.spec.rung, size=sizes[origin], label=r.spec.label,
             parent=r.spec.parent, status=status,
         )  # fmt: skip
 

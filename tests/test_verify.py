@@ -149,8 +149,11 @@ def test_missing_extra_and_changed_shards_are_found(folder: Path, tiny_data: Pat
 
 
 def test_a_folder_that_is_no_submission_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train_gpt\.py: no such file; give a folder made by `pgolf export`"):
-        verify(tmp_path)
+    with pytest.raises(ValueError, match=r"no such folder; give one made by `pgolf export`"):
+        verify(tmp_path / "nothing")
+    report = verify(tmp_path)
+    assert (report.ok, len(report.problems)) == (False, 4)
+    assert report.problems[0] == f"{tmp_path}/train_gpt.py: no such file"
 
 
 def test_verify_command_prints_one_document_and_exits_1_on_a_mismatch(folder: Path) -> None:

@@ -15,9 +15,11 @@ from submission_helper import CONFIG, finished_study
 
 from pgolf_model.config import RunConfig
 from search.bundle import bundle
+from search.local import worker_command
 from trials.run import run_trial
 from trials.spec import (
     ARTIFACT_FILE,
+    EXIT_UNFINISHED,
     METRICS_FILE,
     RESULT_FILE,
     SCRIPT_FILE,
@@ -56,13 +58,15 @@ json.dump(metrics, open("{METRICS_FILE}", "w"))
 """
 
 
-def trial_folder(tmp_path: Path, script: str, *, seeds: tuple[int, ...] = (1,), timeout: float = 30.0) -> Path:
+def trial_folder(
+    tmp_path: Path, script: str, *, seeds: tuple[int, ...] = (1,), timeout: float = 30.0, processes: int = 1
+) -> Path:
     folder = tmp_path / "trial"
     folder.mkdir(exist_ok=True)
     (folder / SCRIPT_FILE).write_text(script)
     spec = TrialSpec(
         study="s", rung="r", number=0, params={}, config=RunConfig(), seeds=seeds, data_dir="d", tokenizer="t",
-        timeout_seconds=timeout,
+        timeout_seconds=timeout, processes=processes,
     )  # fmt: skip
     write_json(folder / SPEC_FILE, spec)
     return folder
@@ -113,9 +117,7 @@ def test_a_full_disk_is_no_result_but_a_reason_to_stop(tmp_path: Path) -> None:
     folder = trial_folder(tmp_path, "with open('/dev/full', 'wb') as full: full.write(b'x')")
     with pytest.raises(OSError, match="No space left on device"):
         run_trial(folder)
-    answer = subprocess.run(
-        [sys.executable, "-m", "trials.worker", str(folder)], text=True, capture_output=True, check=False
-    )
+    answer = subprocess.run(worker_command(folder), text=True, capture_output=True, check=False)
     assert answer.returncode == 1
     assert "No space left on device" in answer.stderr
     assert not (folder / RESULT_FILE).exists()
@@ -145,8 +147,9 @@ def test_the_script_dies_with_the_driver_even_when_that_is_killed(tmp_path: Path
     """kill -9 of whoever started the worker leaves neither worker nor script, and the trial stays unfinished."""
     folder = trial_folder(tmp_path, "import time; open('up', 'w').close(); time.sleep(986)")
     program = (
-        "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-m', 'trials.worker', {str(folder)!r}], start_new_session=True)\n"
+        "import os, subprocess, sys, time\n"
+        f"command = [sys.executable, '-m', 'trials.worker', {str(folder)!r}, str(os.getpid())]\n"
+        "subprocess.Popen(command, start_new_session=True)\n"
         "time.sleep(600)"
     )
     driver = subprocess.Popen([sys.executable, "-c", program])
@@ -159,7 +162,7 @@ def test_the_script_dies_with_the_driver_even_when_that_is_killed(tmp_path: Path
 
 def test_a_polite_stop_leaves_the_trial_unfinished(tmp_path: Path) -> None:
     folder = trial_folder(tmp_path, "import time; open('up', 'w').close(); time.sleep(985)")
-    worker = subprocess.Popen([sys.executable, "-m", "trials.worker", str(folder)])
+    worker = subprocess.Popen(worker_command(folder))
     wait_for(lambda: (folder / "seed1" / "up").exists())
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(timeout=10) == 128 + signal.SIGTERM
@@ -169,7 +172,7 @@ def test_a_polite_stop_leaves_the_trial_unfinished(tmp_path: Path) -> None:
 
 def test_the_worker_writes_the_result(tmp_path: Path) -> None:
     folder = trial_folder(tmp_path, ANSWER)
-    assert subprocess.run([sys.executable, "-m", "trials.worker", str(folder)], check=False).returncode == 0
+    assert subprocess.run(worker_command(folder), check=False).returncode == 0
     result = read_noun(TrialResult, folder / RESULT_FILE)
     assert result.status == "complete"
     assert result.runs[0].val_bpb == 2.0
@@ -189,6 +192,36 @@ def test_a_gang_trains_the_shipped_script_under_torchrun(tmp_path: Path, tiny_da
     assert result.val_bpb == pytest.approx(alone.runs[0].val_bpb, abs=1e-3)
     metrics = json.loads((tmp_path / f"seed{CONFIG.seed}" / METRICS_FILE).read_text())
     assert (metrics["world_size"], metrics["threads"]) == (2, 1)
+
+
+def test_a_gang_past_its_timeout_leaves_no_rank_behind(tmp_path: Path) -> None:
+    """torchrun gives every rank a session of its own, so no process group holds them all."""
+    folder = trial_folder(tmp_path, "import time; open('up', 'w').close(); time.sleep(600)", timeout=10.0, processes=2)
+    result = run_trial(folder)
+    assert result.status == "timeout", result.error
+    assert (folder / "seed1" / "up").exists(), "the ranks never began"
+    wait_for(lambda: f"{folder}/{SCRIPT_FILE}" not in processes())
+
+
+def test_a_failed_gang_says_what_its_rank_said(tmp_path: Path) -> None:
+    """torchrun buries a rank's last words under 40 lines of its own."""
+    result = run_trial(trial_folder(tmp_path, "raise SystemExit('error: the reason')", timeout=60.0, processes=2))
+    assert result.status == "failed"
+    assert "error: the reason" in result.error
+
+
+def test_a_worker_whose_driver_died_before_it_began_stops_at_once(tmp_path: Path) -> None:
+    folder = trial_folder(tmp_path, ANSWER)
+    gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    command = [sys.executable, "-m", "trials.worker", str(folder), gone]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == EXIT_UNFINISHED
+    assert not (folder / RESULT_FILE).exists()
+
+
+def test_seconds_count_seeds_that_finished_before_a_restart(tmp_path: Path) -> None:
+    folder = trial_folder(tmp_path, ANSWER, seeds=(1, 2))
+    run_trial(folder)
+    assert run_trial(folder).seconds == 2.0  # what the two runs reported
 
 
 def test_a_torn_result_names_the_file_and_what_to_do(tmp_path: Path) -> None:

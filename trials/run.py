@@ -41,41 +41,45 @@ class Orphaned(Exception):
     """The process that started this one is gone; nobody waits for the result, so the work stops."""
 
 
-def run_trial(folder: Path) -> TrialResult:
+def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
     """All seeds of the trial in `folder`, one after another; a seed that already finished is not run again.
 
+    Args:
+        parent: the process that waits for the result; when it is not, or no longer, our parent, the work stops.
     Raises:
         Orphaned: the parent process died. The trial stays unfinished and its driver's successor runs it again.
         OSError: the disk is full. The trial stays unfinished.
         ValueError: there is no readable spec.
     """
     spec = read_noun(TrialSpec, folder / SPEC_FILE)
-    started = time.monotonic()
     runs: list[SeedRun] = []
     versions: dict[str, str] = {}
     status: Status = "complete"
     error = ""
+    seconds = 0.0  # of runs that did not finish, in this process
     for seed in spec.seeds:
+        started = time.monotonic()
         seed_dir = folder / f"seed{seed}"
-        status, error = _run_seed(spec, folder / SCRIPT_FILE, seed_dir, seed)
+        status, error = _run_seed(spec, folder / SCRIPT_FILE, seed_dir, seed, parent or os.getppid())
         if status != "complete":
+            seconds = time.monotonic() - started
             break
         try:
             metrics = json.loads((seed_dir / METRICS_FILE).read_text(encoding="utf-8"))
             versions = metrics["versions"]
             if metrics["status"] == "diverged":
-                status, error = "diverged", f"seed {seed}: training diverged after {metrics['steps']} steps"
+                reason = metrics.get("error") or "the loss was not finite"
+                status, error = "diverged", f"seed {seed}: training diverged after {metrics['steps']} steps: {reason}"
                 break
             runs.append(from_plain(SeedRun, {key: metrics[key] for key in _SEED_RUN_KEYS}, where=METRICS_FILE))
         except (OSError, KeyError, ValueError) as problem:
             status, error = "failed", f"seed {seed}: the script ended without usable metrics: {problem!r}"
             break
-    return TrialResult(
-        status=status, runs=tuple(runs), error=error, seconds=time.monotonic() - started, versions=versions
-    )
+    seconds += sum(run.total_seconds for run in runs)  # also of seeds that finished before a restart
+    return TrialResult(status=status, runs=tuple(runs), error=error, seconds=seconds, versions=versions)
 
 
-def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int) -> tuple[Status, str]:
+def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: int) -> tuple[Status, str]:
     """Run the script in `seed_dir` unless it already finished there. Returns how the process ended, and why."""
     if (seed_dir / METRICS_FILE).exists() and (seed_dir / ARTIFACT_FILE).exists():
         return "complete", ""
@@ -90,12 +94,12 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int) -> tuple
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_end_with_parent,
         )
         try:
-            timed_out = _wait(process, spec.timeout_seconds)
+            timed_out = _wait(process, spec.timeout_seconds, parent)
         finally:
-            _kill_group(process)
+            _kill_tree(process)
     if timed_out:
         return (
             "timeout",
@@ -103,8 +107,9 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int) -> tuple
         )
     if process.returncode:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-        tail = _tail(seed_dir / LOG_FILE)
-        refuse_full_disk(tail, seed_dir)
+        log_text = (seed_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+        refuse_full_disk(log_text, seed_dir)
+        tail = _tail(log_text)
         return "failed", f"seed {seed}: {SCRIPT_FILE} ended with {how}; its log ends with\n{tail}"
     return "complete", ""
 
@@ -132,31 +137,60 @@ def _environment(spec: TrialSpec) -> dict[str, str]:
     return environment
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill the script when this supervisor dies, however it dies; elsewhere the poll has to do."""
+def _end_with_parent() -> None:
+    """Ask Linux to end the script when this supervisor dies, however it dies; elsewhere the poll has to do.
+
+    SIGTERM, because torchrun passes that one on to its ranks.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _wait(process: subprocess.Popen[bytes], timeout_seconds: float) -> bool:
+def refuse_orphans(parent: int) -> None:
+    """Raise Orphaned when `parent` is not our parent process."""
+    if os.getppid() != parent:
+        raise Orphaned(f"process {parent} is gone")
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, parent: int) -> bool:
     """Wait for the end; True when the time ran out first. Raises Orphaned when our own parent goes away."""
-    parent, deadline = os.getppid(), time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + timeout_seconds
     while process.poll() is None:
-        if os.getppid() != parent:
-            raise Orphaned(f"process {parent} is gone")
+        refuse_orphans(parent)
         if time.monotonic() > deadline:
             return True
         time.sleep(POLL_SECONDS)
     return False
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End the script and everything it started (torchrun's ranks)."""
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """End the script and everything it started: torchrun's ranks have sessions of their own, no group holds them."""
+    family = _descendants(process.pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
-def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-LOG_TAIL_LINES:])
+def _descendants(pid: int) -> list[int]:
+    """Children of `pid`, their children and so on, where /proc tells."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])  # after the name, which may hold anything
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        new = children.get(todo.pop(), [])
+        found += new
+        todo += new
+    return found
+
+
+def _tail(log: str) -> str:
+    """The last words of the script itself: torchrun's report of a failed rank follows them, 40 lines about nothing."""
+    lines = log.splitlines()
+    launcher = next((i for i, line in enumerate(lines) if "torch.distributed.elastic" in line), len(lines))
+    return "\n".join(lines[: launcher or len(lines)][-LOG_TAIL_LINES:])

@@ -50,7 +50,8 @@ class Rung:
                 f"rung {self.name!r} shares a GPU ({self.gpus}), so its budget must be in steps, not seconds: "
                 "neighbours would change what a second buys"
             )
-        if self.processes > 1 and self.gpus not in (0, self.processes):
+        gang = self.gpus > 0 and max(self.gpus, self.processes) > 1
+        if gang and self.processes != self.gpus:
             raise ValueError(f"processes must equal gpus when there are several, got {self.processes} and {self.gpus}")
 
     @property
@@ -66,7 +67,12 @@ class Rung:
         return 2 * self.seconds + 1200.0 if self.seconds else 3600.0
 
     def apply(self, config: RunConfig, seed: int) -> RunConfig:
-        """The run this rung makes of a configuration: its own budget and seed, the schedule as fractions of it."""
-        train = replace(config.train, batch_tokens=self.batch_tokens) if self.batch_tokens else config.train
+        """The run this rung makes of a configuration: its own budget and seed, the schedule as fractions of it.
+
+        The batch is cut to whole sequences for every rank, so that each configuration of a space can run.
+        """
+        whole = self.processes * config.train.seq_len
+        batch_tokens = max(1, (self.batch_tokens or config.train.batch_tokens) // whole) * whole
+        train = replace(config.train, batch_tokens=batch_tokens)
         scored = replace(config.eval, max_tokens=self.val_tokens)
         return replace(config, train=train, eval=scored, budget=self.budget, seed=seed)

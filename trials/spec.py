@@ -18,6 +18,8 @@ T = TypeVar("T")
 Scalar = bool | int | float | str
 Status = Literal["complete", "diverged", "failed", "timeout", "infeasible"]
 
+EXIT_UNFINISHED = 75  # of a worker that stopped without a result: nobody waits for it, or the folder is taken
+
 SPEC_FILE = "spec.json"
 RESULT_FILE = "result.json"
 SCRIPT_FILE = "train_gpt.py"
@@ -46,6 +48,7 @@ class TrialSpec:
     gpus: float = 0.0
     processes: int = 1  # torchrun ranks
     timeout_seconds: float = 3600.0  # per seed
+    git_commit: str = ""  # of the code that made the script, where it is known
     predicted_bytes: int = 0  # forecast of artifact_bytes, made before training
     predicted_low: int = 0  # 90 % interval of the forecast
     predicted_high: int = 0
@@ -150,7 +153,7 @@ def read_noun(cls: type[T], path: Path) -> T:
 
 
 def read_progress(path: Path) -> Iterator[dict[str, float]]:
-    """Records of a `progress.jsonl`; a torn last line, as a kill leaves it, is skipped."""
+    """Records of a `progress.jsonl`, without what was not finite; a torn last line, as a kill leaves it, is skipped."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -159,4 +162,4 @@ def read_progress(path: Path) -> Iterator[dict[str, float]]:
         except json.JSONDecodeError:
             continue
         if isinstance(record, dict):
-            yield record
+            yield {key: value for key, value in record.items() if value is not None}

@@ -1,4 +1,4 @@
-"""`python -m trials.worker FOLDER`: run the trial in FOLDER and write its `result.json`."""
+"""`python -m trials.worker FOLDER PARENT`: run the trial in FOLDER for process PARENT and write its `result.json`."""
 
 from __future__ import annotations
 
@@ -11,29 +11,27 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from trials.run import Orphaned, run_trial
-from trials.spec import RESULT_FILE, write_json
+from trials.run import Orphaned, refuse_orphans, run_trial
+from trials.spec import EXIT_UNFINISHED, RESULT_FILE, write_json
 
-EXIT_ORPHANED = 75
 LOCK_WAIT_SECONDS = 30.0
 
 
 def main(argv: list[str]) -> int:
-    """Exit 0 when the folder holds a result, whatever it says."""
-    if len(argv) != 1:
-        print("usage: python -m trials.worker FOLDER", file=sys.stderr)
+    """Exit 0 when the folder holds a result, whatever it says; EXIT_UNFINISHED when the trial is to be run again."""
+    if len(argv) != 2 or not argv[1].isdigit():
+        print("usage: python -m trials.worker FOLDER PARENT_PID", file=sys.stderr)
         return 2
-    folder = Path(argv[0])
+    folder, parent = Path(argv[0]), int(argv[1])
     signal.signal(signal.SIGTERM, _stop)
     with (folder / ".worker.lock").open("w") as lock:
-        _acquire(lock)
-        if (folder / RESULT_FILE).exists():
-            return 0
         try:
-            write_json(folder / RESULT_FILE, run_trial(folder))
-        except Orphaned as error:
+            _acquire(lock, parent)
+            if not (folder / RESULT_FILE).exists():
+                write_json(folder / RESULT_FILE, run_trial(folder, parent=parent))
+        except (Orphaned, BlockingIOError) as error:
             print(f"stopped: {error}", file=sys.stderr)
-            return EXIT_ORPHANED
+            return EXIT_UNFINISHED
     return 0
 
 
@@ -42,10 +40,11 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     sys.exit(128 + signum)
 
 
-def _acquire(lock: IO[str]) -> None:
+def _acquire(lock: IO[str], parent: int) -> None:
     """Two workers never share a folder: a predecessor whose driver was killed notices and leaves within a second."""
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
     while True:
+        refuse_orphans(parent)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -21,21 +19,6 @@ R = TypeVar("R")
 @click.group()
 def data() -> None:
     """Make, download and check datasets."""
-
-
-def _fails_clearly(command: Callable[P, R]) -> Callable[P, R]:
-    """Bad input ends with `error: ...` on stderr and exit code 1."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            what, _, fix = str(error).rpartition("; ")
-            click.echo(f"error: {what or fix}" + (f"\nhint: {fix}" if what else ""), err=True)
-            sys.exit(1)
-
-    return wrapped
 
 
 def _say(line: str) -> None:
@@ -80,7 +63,6 @@ def _say(line: str) -> None:
     help="Tokens of a full shard.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON document.")
-@_fails_clearly
 def build(
     docs: tuple[Path, ...],
     more_docs: tuple[Path, ...],  # `--docs FILE...`: click gives an option one value, so the rest are arguments
@@ -138,7 +120,6 @@ def build(
 @click.option("--repo", help="Hub dataset repository, or a local folder laid out like one.  [default: the variant's]")
 @click.option("--revision", help="Branch, tag or commit of the repository.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON document.")
-@_fails_clearly
 def fetch(variant: str, train_shards: int, out: Path, repo: str | None, revision: str | None, as_json: bool) -> None:
     """Download published FineWeb shards; run it again to go on or to add shards.
 
@@ -155,7 +136,6 @@ def fetch(variant: str, train_shards: int, out: Path, repo: str | None, revision
 @data.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
-@_fails_clearly
 def check(directory: Path, as_json: bool) -> None:
     """Check a dataset: headers, sizes, hashes, tokenizer, token range, documents.
 
