@@ -7,21 +7,11 @@ from collections.abc import Iterable
 from html import escape
 
 from search.analysis import Analysis, Point, PointStatus
+from search.figures import Figure, byte_unit, rung_style, show, view_range
 from search.page import SCRIPT, STYLE
-from search.plot import (
-    Figure,
-    byte_unit,
-    figure_json,
-    forecast_figure,
-    history_figure,
-    knob_figures,
-    pareto_figure,
-    plotly_script,
-    rank_figure,
-    rung_style,
-    show,
-    view_range,
-)
+from search.pareto_figure import pareto_figure
+from search.plot import figure_json, plotly_script
+from search.side_figures import forecast_figure, history_figure, knob_figures, rank_figure
 from search.status import export_command
 from search.study import StudyConfig
 

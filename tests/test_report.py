@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from studies_helper import CAP, add_trial, complete, make_realistic_study, make_study
 
 from search.analysis import analyse
+from search.figures import view_range
 from search.ledger import read_records
-from search.plot import view_range
 from search.report import report_html
 from search.study import StudyConfig
 from search.view_cli import pareto
