@@ -70,6 +70,8 @@ def process_group(env: DistEnv) -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if env.is_cuda else "gloo", rank=env.rank, world_size=env.world_size)
     try:
         yield
+        # A barrier, on the CPU: a rank that leaves early can abort its peers while they close their connections.
+        all_reduce_sum(torch.zeros(1), env)
     finally:
         dist.destroy_process_group()
 

@@ -32,6 +32,7 @@ from trials.spec import (
     RESULT_FILE,
     SCRIPT_FILE,
     SPEC_FILE,
+    STOP_FILE,
     WORKER_LOG,
     Scalar,
     TrialResult,
@@ -108,6 +109,7 @@ class Driver:
             if chosen.predicted_bytes <= self.study.caps.artifact_bytes:
                 self._infeasible_in_a_row = 0
                 self._in_flight.add(chosen.trial_id)
+                (trial_dir(self.study, chosen.trial_id) / STOP_FILE).unlink(missing_ok=True)
                 return chosen
             self._refuse(chosen)
 
@@ -118,6 +120,11 @@ class Driver:
             _refuse_full_disk(folder)
             write_json(folder / RESULT_FILE, TrialResult(status="failed", error=failure or "the worker left no result"))
         return self._learn(read_record(folder))
+
+    def call_off(self) -> None:
+        """Ask the workers of all trials in flight to leave, wherever they run; their trials stay unfinished."""
+        for trial_id in tuple(self._in_flight):
+            (trial_dir(self.study, trial_id) / STOP_FILE).touch()
 
     def release(self, spec: TrialSpec) -> None:
         """Hand back a trial that an engine could not run to its end: it is unfinished and comes up again."""

@@ -31,6 +31,7 @@ Events = queue.Queue[Event | TrialSpec | BaseException | None]  # a spec: handed
 
 TUNE_PREFIX = ".tune_"  # of the folder in which Tune keeps its own books, which nobody reads
 TICK_SECONDS = 0.5
+WIND_DOWN_SECONDS = 20.0  # for workers to leave and for Tune to notice, when a study is stopped
 NODE_LOSSES = 2  # times a trial is started again after Ray lost its node; its finished seeds are kept
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange files, not objects; Ray's floor is 75 MB
 QUIET = {
@@ -68,12 +69,13 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
     ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **cluster)
     events: Events = queue.Queue()
     stopping = threading.Event()
+    # Tune takes over signals in the main thread; in a thread of its own it leaves Ctrl-C to us.
+    thread = threading.Thread(target=_tune, args=(driver, events, stopping), daemon=True, name="tune")
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         most = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
         refuse_impossible(driver.study, cpus=most["CPU"], gpus=most["GPU"])
-        # Tune takes over signals in the main thread; in a thread of its own it leaves Ctrl-C to us.
-        threading.Thread(target=_tune, args=(driver, events, stopping), daemon=True, name="tune").start()
+        thread.start()
         queued: list[TrialSpec] = []
         while True:
             for spec in [s for s in queued if _worker_log(driver, s).exists()]:
@@ -94,6 +96,9 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
                 yield event
     finally:
         stopping.set()
+        driver.call_off()
+        if thread.is_alive():
+            thread.join(timeout=WIND_DOWN_SECONDS)  # Ray ends the process when Tune's thread uses it after shutdown
         ray.shutdown()
 
 

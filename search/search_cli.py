@@ -87,9 +87,10 @@ def _run(config: StudyConfig, *, ray_address: str) -> None:
             follow(driver, events, console)
     except KeyboardInterrupt:
         if events is not None:
+            console.print("\nstopping ...", highlight=False)
             events.close()
         console.print(
-            "\nstopped; finished trials are kept, running ones will be run again. Go on with:\n"
+            "stopped; finished trials are kept, running ones will be run again. Go on with:\n"
             f"  pgolf {shlex.join(sys.argv[1:])}",
             highlight=False,
         )

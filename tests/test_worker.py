@@ -24,6 +24,7 @@ from trials.spec import (
     RESULT_FILE,
     SCRIPT_FILE,
     SPEC_FILE,
+    STOP_FILE,
     TrialResult,
     TrialSpec,
     read_noun,
@@ -201,6 +202,23 @@ def test_a_gang_past_its_timeout_leaves_no_rank_behind(tmp_path: Path) -> None:
     assert result.status == "timeout", result.error
     assert (folder / "seed1" / "up").exists(), "the ranks never began"
     wait_for(lambda: f"{folder}/{SCRIPT_FILE}" not in processes())
+
+
+def test_a_stop_file_calls_the_worker_off(tmp_path: Path) -> None:
+    """How a driver reaches workers on other machines; the trial stays unfinished."""
+    folder = trial_folder(tmp_path, "import time; open('up', 'w').close(); time.sleep(600)")
+    worker = subprocess.Popen(worker_command(folder))
+    wait_for(lambda: (folder / "seed1" / "up").exists())
+    (folder / STOP_FILE).touch()
+    assert worker.wait(timeout=10) == EXIT_UNFINISHED
+    wait_for(lambda: f"{folder}/{SCRIPT_FILE}" not in processes())
+    assert not (folder / RESULT_FILE).exists()
+
+
+def test_what_fails_after_the_metrics_are_written_is_only_teardown(tmp_path: Path) -> None:
+    """A rank that aborts while it closes its connections does not cost a finished run."""
+    result = run_trial(trial_folder(tmp_path, ANSWER + "\nimport os; os.abort()"))
+    assert (result.status, result.val_bpb) == ("complete", 2.0)
 
 
 def test_a_failed_gang_says_what_its_rank_said(tmp_path: Path) -> None:

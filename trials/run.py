@@ -25,6 +25,7 @@ from trials.spec import (
     METRICS_FILE,
     SCRIPT_FILE,
     SPEC_FILE,
+    STOP_FILE,
     SeedRun,
     Status,
     TrialResult,
@@ -37,8 +38,8 @@ LOG_TAIL_LINES = 30
 _SEED_RUN_KEYS = tuple(SeedRun.__dataclass_fields__)
 
 
-class Orphaned(Exception):
-    """The process that started this one is gone; nobody waits for the result, so the work stops."""
+class CalledOff(Exception):
+    """The process that started this one is gone, or asked it to stop: nobody waits for the result."""
 
 
 def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
@@ -47,7 +48,7 @@ def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
     Args:
         parent: the process that waits for the result; when it is not, or no longer, our parent, the work stops.
     Raises:
-        Orphaned: the parent process died. The trial stays unfinished and its driver's successor runs it again.
+        CalledOff: the parent process died, or left a stop file. The trial stays unfinished, to be run again.
         OSError: the disk is full. The trial stays unfinished.
         ValueError: there is no readable spec.
     """
@@ -97,7 +98,7 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
             preexec_fn=_end_with_parent,
         )
         try:
-            timed_out = _wait(process, spec.timeout_seconds, parent)
+            timed_out = _wait(process, spec.timeout_seconds, script.parent, parent)
         finally:
             _kill_tree(process)
     if timed_out:
@@ -105,7 +106,8 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
             "timeout",
             f"seed {seed}: still running after {spec.timeout_seconds:g} s; raise the rung's timeout_seconds",
         )
-    if process.returncode:
+    finished = (seed_dir / METRICS_FILE).exists()  # the script's last act: what fails after it is only teardown
+    if process.returncode and not finished:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
         log_text = (seed_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace")
         refuse_full_disk(log_text, seed_dir)
@@ -146,17 +148,19 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def refuse_orphans(parent: int) -> None:
-    """Raise Orphaned when `parent` is not our parent process."""
+def refuse_unwanted_work(folder: Path, parent: int) -> None:
+    """Raise CalledOff when `parent` is not our parent process, or the trial's folder holds a stop file."""
     if os.getppid() != parent:
-        raise Orphaned(f"process {parent} is gone")
+        raise CalledOff(f"process {parent} is gone")
+    if (folder / STOP_FILE).exists():
+        raise CalledOff("its driver is stopping")
 
 
-def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, parent: int) -> bool:
-    """Wait for the end; True when the time ran out first. Raises Orphaned when our own parent goes away."""
+def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, folder: Path, parent: int) -> bool:
+    """Wait for the end; True when the time ran out first. Raises CalledOff when nobody wants the result any more."""
     deadline = time.monotonic() + timeout_seconds
     while process.poll() is None:
-        refuse_orphans(parent)
+        refuse_unwanted_work(folder, parent)
         if time.monotonic() > deadline:
             return True
         time.sleep(POLL_SECONDS)

@@ -20,6 +20,7 @@ Status = Literal["complete", "diverged", "failed", "timeout", "infeasible"]
 
 EXIT_UNFINISHED = 75  # of a worker that stopped without a result: nobody waits for it, or the folder is taken
 
+STOP_FILE = "stop"  # in a trial's folder: its worker is to leave; how a driver reaches workers on other machines
 SPEC_FILE = "spec.json"
 RESULT_FILE = "result.json"
 SCRIPT_FILE = "train_gpt.py"

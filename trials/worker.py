@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from trials.run import Orphaned, refuse_orphans, run_trial
+from trials.run import CalledOff, refuse_unwanted_work, run_trial
 from trials.spec import EXIT_UNFINISHED, RESULT_FILE, write_json
 
 LOCK_WAIT_SECONDS = 30.0
@@ -26,10 +26,10 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
     with (folder / ".worker.lock").open("w") as lock:
         try:
-            _acquire(lock, parent)
+            _acquire(lock, folder, parent)
             if not (folder / RESULT_FILE).exists():
                 write_json(folder / RESULT_FILE, run_trial(folder, parent=parent))
-        except (Orphaned, BlockingIOError) as error:
+        except (CalledOff, BlockingIOError) as error:
             print(f"stopped: {error}", file=sys.stderr)
             return EXIT_UNFINISHED
     return 0
@@ -40,11 +40,11 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     sys.exit(128 + signum)
 
 
-def _acquire(lock: IO[str], parent: int) -> None:
+def _acquire(lock: IO[str], folder: Path, parent: int) -> None:
     """Two workers never share a folder: a predecessor whose driver was killed notices and leaves within a second."""
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
     while True:
-        refuse_orphans(parent)
+        refuse_unwanted_work(folder, parent)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
