@@ -7,10 +7,8 @@ trials are handed out again.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ from pathlib import Path
 
 from search.bundle import bundle
 from search.corpus.check import quick_check
-from search.corpus.manifest import Manifest, check_comparable
+from search.corpus.manifest import TOKENIZER_FILE, Manifest, check_comparable
 from search.ledger import TrialRecord, read_record, read_records, trial_dir
 from search.promote import CONTROL, Ask, Done, Promote, Wait, decide
 from search.sampler import Sampler
@@ -38,13 +36,26 @@ from trials.spec import (
     TrialResult,
     TrialSpec,
     read_noun,
+    refuse_full_disk,
     write_json,
 )
 
 DATASETS_FILE = "datasets.json"  # in the study's folder: dataset folder -> hash of its tokenizer and shards
 DATA_KNOB = "data"  # the searched dataset, when a study has several
-FREE_TO_CHANGE = {"engine", "keep", "min_promote", "trials", "timeout_seconds", "cpus", "gpus", "max_infeasible"}
-FREE_TO_CHANGE |= {"dollars_per_gpu_hour", "folder"}
+FREE_TO_CHANGE = frozenset(
+    {
+        "engine",
+        "folder",
+        "trials",
+        "keep",
+        "min_promote",
+        "max_infeasible",
+        "timeout_seconds",
+        "cpus",
+        "gpus",
+        "dollars_per_gpu_hour",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +68,7 @@ class Dataset:
     @property
     def tokenizer(self) -> Path:
         """The SentencePiece model next to the shards."""
-        return self.folder / "tokenizer.model"
+        return self.folder / TOKENIZER_FILE
 
 
 class Driver:
@@ -117,7 +128,8 @@ class Driver:
         """Take in how a trial ended: its folder's result, or a failure when the worker left none."""
         folder = trial_dir(self.study, spec.trial_id)
         if not (folder / RESULT_FILE).exists():
-            _refuse_full_disk(folder)
+            log = folder / WORKER_LOG
+            refuse_full_disk(log.read_text(encoding="utf-8", errors="replace") if log.exists() else "", folder)
             write_json(folder / RESULT_FILE, TrialResult(status="failed", error=failure or "the worker left no result"))
         return self._learn(read_record(folder))
 
@@ -221,13 +233,6 @@ class Driver:
             self._infeasible_in_a_row = 0
         self._in_flight.discard(record.spec.trial_id)
         return record.result
-
-
-def _refuse_full_disk(folder: Path) -> None:
-    """A worker that found no space left has not failed: the study stops, and the trial is run again later."""
-    log = folder / WORKER_LOG
-    if log.exists() and os.strerror(errno.ENOSPC) in log.read_text(encoding="utf-8", errors="replace"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def study_space(study: StudyConfig) -> Space:

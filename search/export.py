@@ -21,6 +21,7 @@ from typing import Any
 from pgolf_model.config import RunConfig
 from pgolf_model.shards import shard_paths
 from search.bundle import bundle, readable, unpack_script
+from search.corpus.manifest import TOKENIZER_FILE
 from search.ledger import TrialRecord, trial_dir
 from search.readme import submission_readme
 from search.study import Caps, StudyConfig
@@ -31,7 +32,6 @@ from search.submission import (
     README_FILE,
     REQUIREMENTS_FILE,
     SUBMISSION_FILE,
-    TOKENIZER_FILE,
     Provenance,
     SeedEntry,
     Submission,

@@ -42,7 +42,7 @@ def follow(driver: Driver, events: Iterable[Event], console: Console) -> None:
                 line = describe_running(driver.study, tuple(running.values()))
         clock.spoke = time.monotonic()
         elapsed = clock.spoke - clock.started
-        console.print(f"{_clock(elapsed)} | {line} | {outlook(driver.study, driver.records)}", highlight=False)
+        console.print(f"{_duration(elapsed)} | {line} | {outlook(driver.study, driver.records)}", highlight=False)
 
 
 def describe_start(spec: TrialSpec) -> str:
@@ -91,7 +91,7 @@ def outlook(study: StudyConfig, records: tuple[TrialRecord, ...]) -> str:
             break
     left = seconds_left(study, records)
     if left is not None:
-        words.append(f"about {_clock(left)} left")
+        words.append(f"about {_duration(left)} left")
     return " | ".join(words)
 
 
@@ -134,6 +134,6 @@ def _last_word(study: StudyConfig, spec: TrialSpec) -> str:
     return "starting"
 
 
-def _clock(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -72,9 +72,10 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
     # Tune takes over signals in the main thread; in a thread of its own it leaves Ctrl-C to us.
     thread = threading.Thread(target=_tune, args=(driver, events, stopping), daemon=True, name="tune")
     try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        most = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
-        refuse_impossible(driver.study, cpus=most["CPU"], gpus=most["GPU"])
+        if address:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+            most = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
+            refuse_impossible(driver.study, cpus=most["CPU"], gpus=most["GPU"])
         thread.start()
         queued: list[TrialSpec] = []
         while True:
@@ -189,11 +190,8 @@ def _brain_searcher(driver: Driver, events: Events, stopping: threading.Event) -
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             spec = self._specs.pop(trial_id)
-            if stopping.is_set():  # Ray is going down under it: unfinished, not failed
-                driver.release(spec)
-                return
             code = (result or {}).get("exit_code")
-            if code == EXIT_UNFINISHED:
+            if stopping.is_set() or code == EXIT_UNFINISHED:  # called off: unfinished, not failed
                 driver.release(spec)
                 return
             how = "Ray lost the worker" if error or result is None else f"the worker ended with exit code {code}"

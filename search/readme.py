@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pgolf_model.config import RunConfig
-from search.submission import READABLE_FILE, REQUIREMENTS_FILE, TOKENIZER_FILE, Provenance, Submission
+from search.corpus.manifest import TOKENIZER_FILE
+from search.submission import READABLE_FILE, REQUIREMENTS_FILE, Provenance, Submission
 from space.plain import to_plain
 from trials.spec import ARTIFACT_FILE, SCRIPT_FILE
 

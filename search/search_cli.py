@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from search.events import Event
+    from search.ledger import TrialRecord
     from search.study import EngineName, StudyConfig
 
 
@@ -50,21 +51,20 @@ def search(
         planned = plan(config)
         click.echo(json.dumps(to_plain(planned), indent=1) if as_json else describe(planned))
         return
-    _run(config, ray_address=ray_address)
+    best = _run(config, ray_address=ray_address)
     if as_json:
-        from search.ledger import best_record, read_records
-
-        best = best_record(config, read_records(config))
-        found = {"trial": best.spec.trial_id, "result": to_plain(best.result)} if best else None
+        found = {"trial": best.spec.trial_id, "result": to_plain(best.result)}
         click.echo(json.dumps({"study": config.name, "folder": str(config.dir), "best": found}, indent=1))
 
 
-def _run(config: StudyConfig, *, ray_address: str) -> None:
+def _run(config: StudyConfig, *, ray_address: str) -> TrialRecord:
+    """Run the study to its end, talking on stderr; its best trial."""
     from rich.console import Console
 
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"study {config.name}: engine {config.engine}, trials in {config.dir}", highlight=False)
     from search.driver import Driver
+    from search.ledger import best_record
     from search.local import run_local, this_machine
     from search.lock import driver_lock
     from search.progress import follow, outlook
@@ -95,8 +95,6 @@ def _run(config: StudyConfig, *, ray_address: str) -> None:
             highlight=False,
         )
         raise SystemExit(130) from None
-    from search.ledger import best_record
-
     best = best_record(config, driver.records)
     if best is None or best.result is None:
         raise ValueError(f"study {config.name} is complete, no trial is feasible; see why: pgolf status {config.dir}")
@@ -107,6 +105,7 @@ def _run(config: StudyConfig, *, ray_address: str) -> None:
         f"  export it:   pgolf export {config.dir} --out submission",
         highlight=False,
     )
+    return best
 
 
 @click.command()

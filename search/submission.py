@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
+from search.corpus.shards import file_sha256
 from space.plain import from_plain
 from trials.spec import Scalar
 
@@ -19,7 +19,6 @@ PROVENANCE_FILE = "provenance.json"
 READABLE_FILE = "train_gpt_readable.py"
 README_FILE = "README.md"
 REQUIREMENTS_FILE = "requirements.txt"
-TOKENIZER_FILE = "tokenizer.model"
 MADE_BY = "pgolf export"
 
 
@@ -111,9 +110,7 @@ def seed_log(seed: int) -> str:
 
 def file_facts(path: Path) -> FileFacts:
     """Name, size and hash of a file; OSError where there is none."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileFacts(name=path.name, bytes=path.stat().st_size, sha256=digest)
+    return FileFacts(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def read_known(cls: type[T], path: Path) -> T:

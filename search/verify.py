@@ -22,11 +22,11 @@ from statistics import fmean
 
 from pgolf_model.shards import shard_paths
 from search.bundle import ALLOWED_PACKAGES, foreign_imports, unpack_script
+from search.corpus.manifest import TOKENIZER_FILE
 from search.submission import (
     PROVENANCE_FILE,
     REQUIREMENTS_FILE,
     SUBMISSION_FILE,
-    TOKENIZER_FILE,
     FileFacts,
     Provenance,
     Submission,

@@ -79,6 +79,15 @@ def wait_for_results(folder: Path, count: int, process: subprocess.Popen[str]) -
         time.sleep(0.05)
 
 
+def kill_after_the_first_result(study: Path, folder: Path) -> dict[str, bytes]:
+    """Start the study, kill -9 its driver in the middle; what was finished by then."""
+    driver = pgolf("search", str(study), cwd=study.parent)
+    wait_for_results(folder, 1, driver)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    return results(folder)
+
+
 def assert_complete(tmp_path: Path) -> None:
     """Every planned trial ran once, and Optuna holds each of them once."""
     study = load_study(str(tmp_path / "runs" / "mini"))
@@ -98,11 +107,7 @@ def assert_complete(tmp_path: Path) -> None:
 def test_kill_nine_in_mid_study_then_the_same_command_again(tmp_path: Path, tiny_data: Path) -> None:
     study = write_study(tmp_path, tiny_data, "local")
     folder = tmp_path / "runs" / "mini"
-    first = pgolf("search", str(study), cwd=tmp_path)
-    wait_for_results(folder, 1, first)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
-    kept = results(folder)
+    kept = kill_after_the_first_result(study, folder)
 
     code, _, err = finish(pgolf("search", str(study), cwd=tmp_path))
     assert code == 0, err
@@ -123,11 +128,7 @@ def test_ray_survives_kill_nine_and_ctrl_c_and_prints_how_to_go_on(tmp_path: Pat
     """Killed after the first result, interrupted after the second, then left alone."""
     study = write_study(tmp_path, tiny_data, "ray")
     folder = tmp_path / "runs" / "mini"
-    killed = pgolf("search", str(study), cwd=tmp_path)
-    wait_for_results(folder, 1, killed)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    kept = results(folder)
+    kept = kill_after_the_first_result(study, folder)
 
     interrupted = pgolf("search", str(study), cwd=tmp_path)
     wait_for_results(folder, len(kept) + 1, interrupted)

@@ -147,7 +147,6 @@ addEventListener('load', () => setTimeout(() => {
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium: apt-get install chromium")
 def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     """Every figure is drawn, every trial with a size is a mark, sorting and choosing work, the console stays empty."""
     study = make_realistic_study(tmp_path / "study")

@@ -219,7 +219,7 @@ def test_a_diverging_run_says_so_and_stops(data: str, tmp_path: Path, recipe: Tr
 
 
 def test_a_spike_is_not_a_divergence() -> None:
-    """The baseline itself jumps to 17 nats on its second step; twenty bad steps in a row are another matter."""
+    """A healthy run may spike for a step or two; twenty bad steps in a row are another matter."""
     guard = DivergenceGuard(1024)
     assert not any(guard.is_diverged(loss) for loss in (6.9, 17.0, 9.0, 6.5))
     bad = [guard.is_diverged(math.log(1024) + 1.5) for _ in range(DIVERGED_STEPS)]

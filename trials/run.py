@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from trials.spec import (
     TrialResult,
     TrialSpec,
     read_noun,
+    refuse_full_disk,
 )
 
 POLL_SECONDS = 0.1
@@ -114,12 +114,6 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
         tail = _tail(log_text)
         return "failed", f"seed {seed}: {SCRIPT_FILE} ended with {how}; its log ends with\n{tail}"
     return "complete", ""
-
-
-def refuse_full_disk(log: str, folder: Path) -> None:
-    """Raise OSError when a log says that the disk was full: the trial has not failed, it is to be run again."""
-    if os.strerror(errno.ENOSPC) in log:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _command(spec: TrialSpec, script: Path, seed: int) -> list[str]:

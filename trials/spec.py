@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -137,6 +138,12 @@ def write_json(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def refuse_full_disk(log: str, folder: Path) -> None:
+    """Raise OSError when a log says that the disk was full: the trial has not failed, it is to be run again."""
+    if os.strerror(errno.ENOSPC) in log:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def read_noun(cls: type[T], path: Path) -> T:

@@ -66,9 +66,7 @@ def quick_check(directory: Path) -> Manifest:
     if tokenizer_hash(tokenizer) != manifest.tokenizer_sha256:
         raise ValueError(f"{tokenizer}: another tokenizer made the shards (sha256 differs); put that one back")
     for shard in manifest.shards:
-        found = len(read_shard(directory / shard.name))
-        if found != shard.tokens:
-            raise ValueError(f"{directory / shard.name}: expected {shard.tokens} tokens, got {found}; build it again")
+        _require_size(directory, shard)
     return manifest
 
 
@@ -122,14 +120,20 @@ def _damage(directory: Path, shard: ShardInfo) -> Iterator[str]:
     """A file that is not the one the manifest lists."""
     path = directory / shard.name
     try:
-        num_tokens = len(read_shard(path))
+        _require_size(directory, shard)
     except ValueError as error:
         yield str(error)
         return
-    if num_tokens != shard.tokens:
-        yield f"{path}: expected {shard.tokens} tokens, got {num_tokens}; fetch or build the shard again"
-    elif file_sha256(path) != shard.sha256:
+    if file_sha256(path) != shard.sha256:
         yield f"{path}: its sha256 is not the manifest's; fetch or build the shard again"
+
+
+def _require_size(directory: Path, shard: ShardInfo) -> None:
+    """Raise ValueError when a shard's header, size or number of tokens is not the manifest's; reads no token."""
+    path = directory / shard.name
+    num_tokens = len(read_shard(path))
+    if num_tokens != shard.tokens:
+        raise ValueError(f"{path}: expected {shard.tokens} tokens, got {num_tokens}; fetch or build the shard again")
 
 
 def _contents(
