@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from pgolf_model import config as nouns
 from pgolf_model.config import RunConfig
 from pgolf_model.shapes import num_params
+from space.knobs import nearest_divisor
 from space.params import ChoiceParam, FloatParam, IntParam, Scalar, Space, When
-from space.spaces import CLIP_SIGMAS, SPACES, named_space, nearest_divisor
+from space.quant_knobs import CLIP_SIGMAS
+from space.spaces import SPACES, named_space
 
 SPACE_NAMES = sorted(SPACES)
 

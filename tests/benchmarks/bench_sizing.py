@@ -23,6 +23,7 @@ from pgolf_model.config import ModelConfig
 from pgolf_model.pack import pack_model
 from pgolf_model.quantize import quantize_state
 from pgolf_model.shapes import param_shapes
+from space.quant_knobs import CLIP_SIGMAS
 from space.sizing import (
     EMBED_DEFICIT,
     code_limit,
@@ -31,7 +32,7 @@ from space.sizing import (
     estimate_model_bytes,
     stream_bytes,
 )
-from space.spaces import CLIP_SIGMAS, named_space
+from space.spaces import named_space
 
 LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 
