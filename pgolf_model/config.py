@@ -7,8 +7,9 @@ writing the repr. Standard library only, so sizing and `--help` never load torch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 BITS_RANGE = (2, 8)  # every bitwidth below lies in it, ends included
 
@@ -18,9 +19,19 @@ def code_limit(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
+@cache
+def literal_options(cls: type) -> dict[str, tuple[str, ...]]:
+    """What each field annotated `Literal[...]` may be."""
+    return {name: get_args(hint) for name, hint in get_type_hints(cls).items() if get_origin(hint) is Literal}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The transformer: the challenge's 2026-03-17 baseline by default (17,059,912 parameters)."""
+    """The transformer: the challenge's 2026-03-17 baseline by default (17,059,912 parameters).
+
+    From `rope_dims` on every field is one element that records used, off by default; they combine freely, but for the
+    pairs refused below. The formulas stand where they are computed: attention.py, layers.py, blocks.py, embed.py.
+    """
 
     vocab_size: int = 1024  # token ids, at most 65,536 (shards are uint16)
     num_layers: int = 9  # physical blocks; loops run some of them again
@@ -34,9 +45,41 @@ class ModelConfig:
     rope_base: float = 10_000.0  # rotary base frequency
     qk_gain_init: float = 1.5  # initial per-head gain on normalised queries
     logit_softcap: float = 30.0  # logits = c * tanh(logits / c)
-    embed_init_std: float = 0.005  # tied embedding, normal init
+    embed_init_std: float = 0.005  # token table, normal init
+    rope_dims: int = 0  # leading channels of a head that rotary positions turn; 0 turns all (records: 16 of 64)
+    ln_scale: bool = False  # a block's norms times 1 / sqrt(physical layer + 1)
+    activation: Literal["relu2", "leaky_relu2", "swiglu"] = "relu2"  # leaky slope 0.5; swiglu has a third matrix
+    resid_mix: bool = True  # blocks begin by mixing the embedding into the stream
+    skips: Literal["plain", "gated", "none"] = "plain"  # how U-Net skips join; weights and gates per virtual slot
+    xsa_layers: int = 0  # last physical layers whose heads take their own value's direction out of their output
+    out_norm: bool = False  # RMS norm before the output projections of attention and MLP (ternary records)
+    value_embed_dim: int = 0  # width of a token table that is added to the values ...
+    value_embed_layers: tuple[int, ...] = ()  # ... of these physical layers
+    value_residual: bool = False  # blend in the first block's values; per physical layer, +.14 bpb with loops (records)
+    smear: Literal["none", "channel", "gated"] = "none"  # blend in the embedding of the token before
+    bigram_buckets: int = 0  # rows of a table of hashed token pairs; 0 is off (records: 1,536 to 10,240)
+    bigram_dim: int = 128  # its width
+    embed_rank: int = 0  # width of the token table, projected to and from model_dim; 0 is model_dim, not projected
+    embed_buckets: int = 0  # rows of the token table, shared by tokens; 0 is one row each
+    tied: bool = True  # the head is the token table; else a table of its own
+    vocab_bias: bool = False  # a learned number per token, added to its score before the soft cap (ternary records)
+    embed_init: Literal["normal", "overtone"] = "normal"  # overtone: singular values fall as rank ** -0.5
+    matrix_init: Literal["uniform", "orthogonal"] = "uniform"  # of everything that is not a zero output projection
+    attn_gate: Literal["none", "dense", "sparse"] = "none"  # a sigmoid per head; sparse reads gate_inputs channels
+    gate_inputs: int = 12  # leading channels that the sparse gate and the gated smear read
+    gate_scale: float = 1.0  # factor inside the attention gate's sigmoid
+    parallel: Literal["none", "single", "lanes", "routed"] = "none"  # attention and MLP side by side, in 1 or 2 streams
+    parallel_start: int = 0  # first physical layer that does so
+    iteration_embeddings: bool = False  # looped blocks add a learned vector to their input, one per virtual slot
+    num_experts: int = 0  # parts that the MLP of looped blocks (all, without a loop) is cut in; 0 is off
+    experts_per_token: int = 0  # of them, how many each token uses
+    document_attention: bool = False  # attention stays in its document
+    bos_id: int = 1  # token that begins a document; -1 when none does
 
     def __post_init__(self) -> None:
+        for name, options in literal_options(ModelConfig).items():
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -74,9 +117,68 @@ class ModelConfig:
                 "loop_repeats and the looped range must be set together, got "
                 f"{self.loop_repeats} repeats of [{self.loop_start}, {self.loop_end})"
             )
-        for name in ("rope_base", "qk_gain_init", "logit_softcap", "embed_init_std"):
+        for name in ("rope_base", "qk_gain_init", "logit_softcap", "embed_init_std", "gate_scale"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        self._check_ranges()
+        self._check_pairs()
+
+    def _check_ranges(self) -> None:
+        """Fields with a range of their own."""
+        uses_inputs = self.attn_gate == "sparse" or self.smear == "gated"
+        for name, low, high in (
+            ("rope_dims", 0, self.head_dim),
+            ("xsa_layers", 0, self.num_layers),
+            ("value_embed_dim", 0, inf),
+            ("bigram_buckets", 0, inf),
+            ("bigram_dim", 1, inf),
+            ("embed_rank", 0, self.model_dim),
+            ("embed_buckets", 0, self.vocab_size - 1),
+            ("gate_inputs", 1, self.model_dim if uses_inputs else inf),
+            ("parallel_start", 0, inf if self.parallel == "none" else self.num_layers - 1),
+            ("num_experts", 0, self.mlp_dim),
+            ("experts_per_token", min(1, self.num_experts), self.num_experts),
+            ("bos_id", 0 if self.document_attention else -1, self.vocab_size - 1 if self.document_attention else inf),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
+
+    def _check_pairs(self) -> None:
+        """Fields that constrain each other."""
+        if self.rope_dims % 2:
+            raise ValueError(f"rope_dims must be even, got {self.rope_dims}; 0 turns all {self.head_dim} channels")
+        layers = self.value_embed_layers
+        if bool(layers) != (self.value_embed_dim > 0) or len(set(layers)) < len(layers):
+            raise ValueError(
+                f"value_embed_dim and value_embed_layers (each layer once) must be set together, "
+                f"got {self.value_embed_dim} and {layers}"
+            )
+        if layers and not 0 <= min(layers) <= max(layers) < self.num_layers:
+            raise ValueError(f"value_embed_layers must be in [0, {self.num_layers - 1}], got {layers}")
+        if self.bigram_buckets == 1:
+            raise ValueError("bigram_buckets must be 0 or at least 2, got 1: the last is for tokens without a pair")
+        if self.embed_buckets > 0 and self.embed_buckets**2 // 4 < self.vocab_size:
+            raise ValueError(
+                f"embed_buckets can tell at most embed_buckets**2 / 4 tokens apart, got {self.embed_buckets} for "
+                f"vocab_size {self.vocab_size}"
+            )
+        if self.num_experts and self.mlp_dim % self.num_experts:
+            raise ValueError(
+                f"mlp_mult * model_dim must be divisible by num_experts, got {self.mlp_dim} and {self.num_experts}"
+            )
+        if self.out_norm and self.xsa_layers:
+            raise ValueError(
+                "out_norm and xsa_layers exclude each other: where all values point one way, as for the first token, "
+                "exclusive attention leaves rounding noise and the norm would blow it up; set one of them to 0"
+            )
+        if self.iteration_embeddings and not self.loop_repeats:
+            raise ValueError("iteration_embeddings tell the passes of a loop apart, got no loop; set loop_repeats")
+        inside = self.loop_start < self.parallel_start < self.loop_end
+        if self.parallel in ("lanes", "routed") and inside:
+            raise ValueError(
+                f"two streams cannot begin inside a loop, got parallel_start {self.parallel_start} in "
+                f"[{self.loop_start}, {self.loop_end}); begin at its first block, behind it, or with parallel='single'"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -103,7 +205,11 @@ class ModelConfig:
     @property
     def num_skips(self) -> int:
         """U-Net skips: the first half of the virtual layers feeds the second half, last in first out."""
-        return len(self.virtual_layers) // 2
+        return len(self.virtual_layers) // 2 if self.skips != "none" else 0
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the MLP of this physical layer is a mixture."""
+        return self.num_experts > 0 and (not self.loop_repeats or self.loop_start <= layer < self.loop_end)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

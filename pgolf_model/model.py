@@ -1,6 +1,6 @@
-"""GPT: the challenge's transformer, its blocks run in virtual order with U-Net skips and a tied, soft-capped head.
+"""GPT: the challenge's transformer, its blocks run in virtual order with U-Net skips and a soft-capped head.
 
-Shape suffixes: B sequences, T positions, D model channels, V vocabulary.
+Shape suffixes: B sequences, T positions, D model channels, V vocabulary, W width of the head's table.
 """
 
 from __future__ import annotations
@@ -11,37 +11,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pgolf_model.attention import AttentionInputs
+from pgolf_model.blocks import TransformerBlock
 from pgolf_model.config import ModelConfig
-from pgolf_model.layers import TransformerBlock, rms_norm, rotary_table
+from pgolf_model.embed import OutputHead, ProjectedTable, Smear, TokenEmbedding, bigram_ids
+from pgolf_model.init import initial_weights
+from pgolf_model.kernels import document_mask
+from pgolf_model.layers import rms_norm, rotary_table
 from pgolf_model.shapes import param_shapes
-
-
-class TokenEmbedding(nn.Module):
-    """One row per token: looked up at the bottom, multiplied by at the top."""
-
-    def __init__(self, vocab_size: int, model_dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(vocab_size, model_dim))
-
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        """Rows of the given tokens, (B, T, D)."""
-        return F.embedding(ids_BT, self.weight)
 
 
 class GPT(nn.Module):
     """The language model of a `ModelConfig`.
 
-    All parameters are zero until `init_weights` or `load_state_dict`. The state dict is exactly `param_shapes`: names,
-    shapes and order. Matmuls and the residual stream take the ambient autocast's dtype, else the parameters' dtype;
-    losses are float32 at least.
+    All parameters are zero until `load_state_dict`. The state dict is exactly `param_shapes`: names, shapes and order.
+    Matmuls and the residual stream take the ambient autocast's dtype, else the parameters' dtype; losses are float32
+    at least.
     """
+
+    skip_weights: nn.Parameter
+    skip_gates: nn.Parameter
+    lane_mix: nn.Parameter
+    lane_keep: nn.Parameter
+    lane_write: nn.Parameter
+    iteration_embeddings: nn.Parameter
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = TokenEmbedding(config.vocab_size, config.model_dim)
-        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
-        self.skip_weights = nn.Parameter(torch.zeros(config.num_skips, config.model_dim))
+        self.looping = True
+        self.embed = TokenEmbedding(config)
+        self.head = OutputHead(config)
+        self.bigram = ProjectedTable()
+        self.value_embed = ProjectedTable()
+        self.smear = Smear(config)
+        self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.num_layers))
+        for name, info in param_shapes(config).items():
+            module, _, leaf = name.rpartition(".")
+            self.get_submodule(module).register_parameter(leaf, nn.Parameter(torch.zeros(info.shape)))
         self.register_state_dict_post_hook(_order_like_param_shapes)  # type: ignore[no-untyped-call]
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -56,26 +63,81 @@ class GPT(nn.Module):
         """Soft-capped scores of the next token, (B, T, V), float32 at least."""
         return self._head_logits(self.hidden(ids_BT))
 
+    def set_looping(self, active: bool) -> None:
+        """Run looped blocks as often as configured, or (inactive) every physical block once.
+
+        Records train the cheap model first. Without loops the skips pair the halves of the physical blocks, and what
+        exists per virtual slot (skip weights and gates, iteration embeddings) is read from its leading entries: the
+        model is the one with loop_repeats = 0 on the leading entries. A compiled model compiles again.
+        """
+        self.looping = active
+
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """What the head reads: the normalised stream after the last block, (B, T, D)."""
         config = self.config
-        x_BTD = _as_stream(self.embed(ids_BT))
-        x0_BTD = x_BTD = rms_norm(x_BTD)
-        cos_T1R, sin_T1R = rotary_table(ids_BT.shape[1], config.head_dim, base=config.rope_base, like=x_BTD)
+        x0_BTD = x_BTD = self.embedded(ids_BT)
+        y_BTD: Tensor | None = None  # the second stream, once there are two: x is attention's, y the MLP's
+        inputs = self.attention_inputs(ids_BT, x_BTD)
+        order = config.virtual_layers if self.looping else tuple(range(config.num_layers))
+        num_skips = len(order) // 2 if config.skips != "none" else 0
         skips: list[Tensor] = []
-        for depth, layer in enumerate(config.virtual_layers):
-            slot = depth - config.num_skips  # the second half pops; with an odd depth its last block finds nothing
-            if 0 <= slot < config.num_skips:
-                x_BTD = torch.addcmul(x_BTD, self.skip_weights[slot].to(x_BTD.dtype), skips.pop())
-            x_BTD = self.blocks[layer](x_BTD, x0_BTD, cos_T1R, sin_T1R)
+        for depth, layer in enumerate(order):
+            slot = depth - num_skips  # the second half pops; with an odd depth its last block finds nothing
+            if 0 <= slot < num_skips:
+                x_BTD = self.with_skip(x_BTD, skips.pop(), slot)
+            if config.iteration_embeddings and layer in range(config.loop_start, config.loop_end):
+                pass_D = self.iteration_embeddings[depth - config.loop_start].to(x_BTD.dtype)
+                x_BTD = x_BTD + pass_D
+                y_BTD = None if y_BTD is None else y_BTD + pass_D
+            block: TransformerBlock = self.blocks[layer]  # type: ignore[assignment]
+            if block.is_parallel and config.parallel != "single":
+                routes = (self.lane_keep[layer], self.lane_write[layer]) if config.parallel == "routed" else None
+                y_BTD = x_BTD if y_BTD is None else y_BTD
+                x_BTD, y_BTD = block.two_streams(x_BTD, y_BTD, x0_BTD, inputs, routes)
+            else:
+                x_BTD = block(x_BTD, x0_BTD, inputs)
             if slot < 0:
                 skips.append(x_BTD)
+        if y_BTD is not None:
+            x_BTD = torch.lerp(y_BTD, x_BTD, self.lane_mix.to(x_BTD.dtype) if config.parallel == "lanes" else 0.5)
         return rms_norm(x_BTD)
+
+    def embedded(self, ids_BT: Tensor) -> Tensor:
+        """The normalised embedding, (B, T, D); as in records the gated smear comes before the norm, the other after."""
+        config = self.config
+        x_BTD = self.embed(ids_BT)
+        if config.bigram_buckets:
+            x_BTD = x_BTD + self.bigram(bigram_ids(ids_BT, buckets=config.bigram_buckets, bos_id=config.bos_id))
+        x_BTD = _as_stream(x_BTD)
+        if config.smear == "gated":
+            x_BTD = self.smear(x_BTD, ids_BT)
+        x_BTD = rms_norm(x_BTD)
+        return self.smear(x_BTD, ids_BT) if config.smear == "channel" else x_BTD
+
+    def attention_inputs(self, ids_BT: Tensor, x_BTD: Tensor) -> AttentionInputs:
+        """What depends on the ids or their number alone, once for all blocks."""
+        config = self.config
+        rope_dims = config.rope_dims or config.head_dim
+        cos_T1R, sin_T1R = rotary_table(ids_BT.shape[1], rope_dims, base=config.rope_base, like=x_BTD)
+        return AttentionInputs(
+            cos_T1R=cos_T1R,
+            sin_T1R=sin_T1R,
+            mask=document_mask(ids_BT, config.bos_id) if config.document_attention else None,
+            value_embed_BTC=_as_stream(self.value_embed(ids_BT)) if config.value_embed_dim else None,
+        )
+
+    def with_skip(self, x_BTD: Tensor, skip_BTD: Tensor, slot: int) -> Tensor:
+        """x + w skip, or with gates the blend of x (sigmoid(g)) and w skip."""
+        weight_D = self.skip_weights[slot].to(x_BTD.dtype)
+        if self.config.skips == "plain":
+            return torch.addcmul(x_BTD, weight_D, skip_BTD)
+        return torch.lerp(weight_D * skip_BTD, x_BTD, torch.sigmoid(self.skip_gates[slot]).to(x_BTD.dtype))
 
     def _head_logits(self, x_BTD: Tensor) -> Tensor:
         cap = self.config.logit_softcap
-        # The division goes to the weights (V x D), not to the logits (B x T x V): 20 % of a CPU step.
-        z_BTV = F.linear(x_BTD, self.embed.weight / cap)
+        x_BTW, weight_VW = self.head(x_BTD, self.embed)
+        # The division goes to the weights (V x W), not to the logits (B x T x V): 20 % of a CPU step.
+        z_BTV = F.linear(x_BTW, weight_VW / cap)
         return cap * torch.tanh(z_BTV.to(torch.promote_types(z_BTV.dtype, torch.float32)))
 
     def _head_losses(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
@@ -83,35 +145,11 @@ class GPT(nn.Module):
         logits_BTV = self._head_logits(x_BTD)
         return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
 
-    @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Initial weights of the 2026-03-17 baseline, a function of the seed alone.
-
-        Embedding N(0, std); q, k, v and up uniform in +-1/sqrt(fan_in), torch's default for a linear layer; output
-        projections zero; scales and skips 1; resid_mix (1, 0).
-        """
-        config = self.config
-        generator = torch.Generator().manual_seed(seed)
-        self.embed.weight.copy_(torch.randn(self.embed.weight.shape, generator=generator) * config.embed_init_std)
-        for name, parameter in self.named_parameters():
-            match name.split(".")[-1]:
-                case "q" | "k" | "v" | "up":
-                    uniform = torch.rand(parameter.shape, generator=generator)
-                    parameter.copy_((2 * uniform - 1) / parameter.shape[1] ** 0.5)
-                case "out" | "down":
-                    parameter.zero_()
-                case "q_gain":
-                    parameter.fill_(config.qk_gain_init)
-                case "resid_mix":
-                    parameter.copy_(torch.tensor([[1.0], [0.0]]).expand(2, config.model_dim))
-                case "attn_scale" | "mlp_scale" | "skip_weights":
-                    parameter.fill_(1.0)
-
 
 def build_model(config: ModelConfig, *, seed: int) -> GPT:
     """A freshly initialised model on the CPU: same config and seed, same weights."""
     model = GPT(config)
-    model.init_weights(seed)
+    model.load_state_dict(initial_weights(config, seed))
     return model
 
 

@@ -162,9 +162,12 @@ def _noun_from(cls: type[NounT], plain: Any) -> NounT:
     known = {f.name: f.default for f in fields(cls)}  # type: ignore[arg-type]
     if not isinstance(plain, dict) or not known.keys() >= plain.keys():
         raise ValueError(f"{cls.__name__} in the header has unknown keys")
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
     for key, value in plain.items():
         expected = type(known[key])
-        if type(value) is not expected and not (expected is float and type(value) is int):
+        if expected is tuple and type(value) is tuple and {*map(type, value)} <= {int}:
+            continue  # of layers, whose range the config checks
+        if expected is tuple or (type(value) is not expected and not (expected is float and type(value) is int)):
             raise ValueError(f"{key} in the header: expected {expected.__name__}, got {type(value).__name__}")
         if isinstance(value, (int, float)) and not abs(value) <= 1e9:
             raise ValueError(f"{key} in the header must lie within 1e9 of zero")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from naive_model import naive_logits, random_ids, random_model, small_configs
 from torch import Tensor
 
 from pgolf_model.config import ModelConfig
-from pgolf_model.layers import SelfAttention, rotary_table
 from pgolf_model.model import GPT, build_model
 from pgolf_model.shapes import param_shapes
 
@@ -30,71 +31,47 @@ LOOPED = ModelConfig(
 )  # eight virtual layers
 ODD_DEPTH = ModelConfig(vocab_size=37, num_layers=5, model_dim=16, num_heads=2, num_kv_heads=2, logit_softcap=5.0)
 ONE_BLOCK = ModelConfig(vocab_size=37, num_layers=1, model_dim=16, num_heads=4, num_kv_heads=1)
-
-
-def random_model(config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> GPT:
-    """Every parameter away from its initial value, so that no term of the formulas hides behind a zero or a one."""
-    model = build_model(config, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data += noise / parameter.shape[-1] ** 0.5 if name.endswith(("out", "down", "up")) else 0.3 * noise
-    return model.to(dtype)
-
-
-def random_ids(config: ModelConfig, *shape: int, seed: int = 3) -> Tensor:
-    return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def naive_norm(x: Tensor) -> Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
-
-
-def naive_rotate(vector: Tensor, position: int, base: float) -> Tensor:
-    """Complex rotation of the pairs (i, i + half) of one head at one position."""
-    half = len(vector) // 2
-    angles = torch.tensor([position * base ** (-2 * i / len(vector)) for i in range(half)], dtype=torch.float64)
-    turned = torch.complex(vector[:half], vector[half:]) * torch.polar(torch.ones_like(angles), -angles)
-    return torch.cat((turned.real, turned.imag))
-
-
-def naive_attention(weights: dict[str, Tensor], x: Tensor, config: ModelConfig) -> Tensor:
-    """One sequence (T, D), one head and one query at a time."""
-    size = config.head_dim
-    heads = []
-    for h in range(config.num_heads):
-        g = h * config.num_kv_heads // config.num_heads
-        queries = naive_norm(x @ weights["q"][h * size : (h + 1) * size].T)
-        keys = naive_norm(x @ weights["k"][g * size : (g + 1) * size].T)
-        values = x @ weights["v"][g * size : (g + 1) * size].T
-        rows = []
-        for t in range(len(x)):
-            query = naive_rotate(queries[t], t, config.rope_base) * weights["q_gain"][h]
-            scores = [query @ naive_rotate(keys[s], s, config.rope_base) / math.sqrt(size) for s in range(t + 1)]
-            rows.append(torch.softmax(torch.stack(scores), 0) @ values[: t + 1])
-        heads.append(torch.stack(rows))
-    return torch.cat(heads, 1) @ weights["out"].T
-
-
-def naive_logits(state: dict[str, Tensor], ids: Tensor, config: ModelConfig) -> Tensor:
-    """The formulas of atlas B over one sequence."""
-    x0 = x = naive_norm(state["embed.weight"][ids])
-    order = [*range(config.loop_end)]
-    order += [*range(config.loop_start, config.loop_end)] * config.loop_repeats
-    order += [*range(config.loop_end, config.num_layers)]
-    half, saved = len(order) // 2, []
-    for depth, layer in enumerate(order):
-        block = {name.split(".", 2)[2]: w for name, w in state.items() if name.startswith(f"blocks.{layer}.")}
-        if depth >= half and saved:
-            x = x + state["skip_weights"][depth - half] * saved.pop()
-        x = block["resid_mix"][0] * x + block["resid_mix"][1] * x0
-        attn = {name: block[f"attn.{name}"] for name in ("q", "k", "v", "out", "q_gain")}
-        x = x + block["attn_scale"] * naive_attention(attn, naive_norm(x), config)
-        hidden = torch.clamp(naive_norm(x) @ block["mlp.up"].T, min=0) ** 2
-        x = x + block["mlp_scale"] * (hidden @ block["mlp.down"].T)
-        if depth < half:
-            saved.append(x)
-    return config.logit_softcap * torch.tanh(naive_norm(x) @ state["embed.weight"].T / config.logit_softcap)
+FRONTIER = replace(
+    LOOPED,
+    num_layers=5,
+    rope_dims=2,
+    ln_scale=True,
+    activation="leaky_relu2",
+    skips="gated",
+    xsa_layers=5,
+    smear="gated",
+    attn_gate="sparse",
+    gate_inputs=4,
+    parallel="routed",
+    parallel_start=3,
+    document_attention=True,
+)  # the elements of the best record
+EVERYTHING_ELSE = replace(
+    FRONTIER,
+    activation="swiglu",
+    value_embed_dim=6,
+    value_embed_layers=(1, 4),
+    value_residual=True,
+    smear="channel",
+    bigram_buckets=29,
+    bigram_dim=8,
+    embed_rank=12,
+    embed_buckets=16,
+    tied=False,
+    vocab_bias=True,
+    attn_gate="dense",
+    parallel="lanes",
+    iteration_embeddings=True,
+    num_experts=6,
+    experts_per_token=2,
+)
+CONFIGS = {
+    "looped": LOOPED,
+    "odd_depth": ODD_DEPTH,
+    "one_block": ONE_BLOCK,
+    "frontier": FRONTIER,
+    "everything_else": EVERYTHING_ELSE,
+}
 
 
 @st.composite
@@ -124,58 +101,61 @@ def test_the_baseline_has_its_published_parameter_count() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == 17_059_912
 
 
-@given(config=model_configs())
-@settings(max_examples=30, deadline=None)
+@given(config=st.one_of(model_configs(), small_configs(max_layers=12)))
+@settings(max_examples=60, deadline=None)
 def test_the_state_dict_is_exactly_param_shapes(config: ModelConfig) -> None:
-    """Names, shapes and order, for any valid config."""
+    """Names, shapes and order, for any valid config; and the initial weights fill all of it."""
     with torch.device("meta"):
         state = GPT(config).state_dict()
     expected = {name: info.shape for name, info in param_shapes(config).items()}
     assert list({name: tuple(weight.shape) for name, weight in state.items()}.items()) == list(expected.items())
 
 
-@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (6, 1)])
-def test_attention_is_an_explicit_softmax_over_the_past(num_heads: int, num_kv_heads: int) -> None:
-    """Heads, groups, norms, rotations, gains and the causal mask, one query at a time in float64."""
-    config = ModelConfig(num_layers=1, model_dim=num_heads * 6, num_heads=num_heads, num_kv_heads=num_kv_heads)
-    generator = torch.Generator().manual_seed(0)
-    attention = SelfAttention(config).double()
-    for parameter in attention.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    x = torch.randn(2, 9, config.model_dim, generator=generator, dtype=torch.float64)
-    out_scale = torch.randn(config.model_dim, generator=generator, dtype=torch.float64)
-    got = attention(x, *rotary_table(9, config.head_dim, base=config.rope_base, like=x), out_scale)
-    weights = {name: parameter.detach() for name, parameter in attention.named_parameters()}
-    expected = torch.stack([naive_attention(weights, sequence, config) for sequence in x]) * out_scale
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("config", [LOOPED, ODD_DEPTH, ONE_BLOCK], ids=["looped", "odd_depth", "one_block"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_model_equals_its_formulas(config: ModelConfig) -> None:
     """Logits and losses against a naive float64 transcription of atlas B."""
     model = random_model(config, dtype=torch.float64)
     ids, targets = random_ids(config, 2, 7), random_ids(config, 2, 7, seed=4)
+    ids[1, 3] = config.bos_id
     state = model.state_dict()
     expected = torch.stack([naive_logits(state, sequence, config) for sequence in ids])
     with torch.no_grad():
-        torch.testing.assert_close(model.logits(ids), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(model.logits(ids), expected, rtol=1e-8, atol=1e-8)
         nats = torch.logsumexp(expected, -1) - expected.gather(-1, targets[..., None])[..., 0]
-        torch.testing.assert_close(model.token_losses(ids, targets), nats, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(model(ids, targets), nats.mean(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(model.token_losses(ids, targets), nats, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(model(ids, targets), nats.mean(), rtol=1e-8, atol=1e-8)
+
+
+@given(config=small_configs(), looping=st.booleans())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_combination_of_elements_equals_its_formulas(config: ModelConfig, looping: bool) -> None:
+    """The elements do not disturb each other."""
+    model = random_model(config, dtype=torch.float64)
+    model.set_looping(looping)
+    ids = random_ids(config, 1, 7)
+    with torch.no_grad():
+        expected = naive_logits(model.state_dict(), ids[0], config, looping=looping)
+        torch.testing.assert_close(model.logits(ids)[0], expected, rtol=1e-7, atol=1e-7)
+
+
+@given(config=small_configs())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_combination_of_elements_trains(config: ModelConfig) -> None:
+    """From its own initial weights: a finite loss, and a finite gradient for every parameter."""
+    model = build_model(config, seed=0)
+    loss = model(random_ids(config, 2, 8), random_ids(config, 2, 8, seed=4))
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        if parameter.numel():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
 
 
 def test_a_looped_model_equals_its_unrolled_twin() -> None:
     """Looping blocks is running copies of them: same logits, and the gradients of the copies add up."""
     looped = random_model(LOOPED)
-    unrolled_config = ModelConfig(
-        vocab_size=37,
-        num_layers=len(LOOPED.virtual_layers),
-        model_dim=24,
-        num_heads=6,
-        num_kv_heads=2,
-        mlp_mult=1.5,
-        rope_base=100.0,
-    )
+    unrolled_config = replace(LOOPED, num_layers=len(LOOPED.virtual_layers), loop_start=0, loop_end=0, loop_repeats=0)
     unrolled = GPT(unrolled_config)
     unrolled.embed.load_state_dict(looped.embed.state_dict())
     unrolled.skip_weights.data.copy_(looped.skip_weights)
@@ -191,17 +171,67 @@ def test_a_looped_model_equals_its_unrolled_twin() -> None:
         torch.testing.assert_close(looped.get_parameter(f"blocks.{layer}.attn.q").grad, total, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("config", [LOOPED, FRONTIER], ids=["looped", "frontier"])
+def test_an_inactive_loop_is_the_model_without_loops(config: ModelConfig) -> None:
+    """On the leading skip weights and gates; and switching it on changes the output and back."""
+    model = random_model(config)
+    plain_config = replace(config, loop_start=0, loop_end=0, loop_repeats=0)
+    plain = GPT(plain_config)
+    state = model.state_dict()
+    for name in ("skip_weights", "skip_gates"):
+        if name in state:
+            state[name] = state[name][: plain_config.num_skips]
+    plain.load_state_dict(state)
+    ids = random_ids(config, 2, 9)
+    active = model.logits(ids)
+    model.set_looping(False)
+    assert torch.equal(model.logits(ids), plain.logits(ids))
+    assert not torch.allclose(model.logits(ids), active)
+    model.set_looping(True)
+    assert torch.equal(model.logits(ids), active)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_later_token_leaves_earlier_logits_alone(autocast: bool) -> None:
+def test_a_later_token_leaves_earlier_logits_alone(config: ModelConfig, autocast: bool) -> None:
     """To the last bit: a score may not depend on what comes after."""
-    model = random_model(LOOPED)
-    ids = random_ids(LOOPED, 2, 40)
+    model = random_model(config)
+    ids = random_ids(config, 2, 40)
     changed = ids.clone()
-    changed[:, 25] = (changed[:, 25] + 1) % LOOPED.vocab_size
+    changed[:, 25] = (changed[:, 25] + 1) % config.vocab_size
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         before, after = model.logits(ids), model.logits(changed)
     assert torch.equal(before[:, :25], after[:, :25])
     assert not torch.equal(before[:, 25:], after[:, 25:])
+
+
+@given(config=small_configs(), position=st.integers(1, 9), token=st.integers(0, 10))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_combination_of_elements_looks_ahead(config: ModelConfig, position: int, token: int) -> None:
+    """Replacing a token, also by one that begins a document, changes nothing before it."""
+    model = random_model(config, dtype=torch.float64)
+    ids = random_ids(config, 1, 10)
+    changed = ids.clone()
+    changed[:, position] = token
+    with torch.no_grad():
+        before, after = model.logits(ids)[:, :position], model.logits(changed)[:, :position]
+    torch.testing.assert_close(before, after, rtol=1e-9, atol=1e-9)
+
+
+@given(config=small_configs(), lengths=st.lists(st.integers(1, 5), min_size=2, max_size=4))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_documents_in_a_row_are_scored_as_if_alone(config: ModelConfig, lengths: list[int]) -> None:
+    """With document attention neither attention nor smear nor token pairs reach into the document before."""
+    config = replace(config, document_attention=True)
+    model = random_model(config, dtype=torch.float64)
+    documents = []
+    for seed, length in enumerate(lengths):
+        body = random_ids(config, length, seed=seed)
+        documents.append(torch.cat((torch.tensor([config.bos_id]), body[body != config.bos_id])))
+    with torch.no_grad():
+        packed = model.logits(torch.cat(documents)[None])[0]
+        alone = torch.cat([model.logits(document[None])[0] for document in documents])
+    torch.testing.assert_close(packed, alone, rtol=1e-7, atol=1e-7)
 
 
 def test_bfloat16_autocast_stays_near_float32() -> None:
@@ -215,6 +245,33 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
     exact = model.token_losses(ids, targets)
     assert (losses - exact).square().mean().sqrt() < 0.05 * exact.std()
+
+
+@pytest.mark.parametrize("config", [FRONTIER, EVERYTHING_ELSE], ids=["frontier", "everything_else"])
+def test_elements_keep_the_autocast_dtype(config: ModelConfig) -> None:
+    """The residual stream stays bfloat16 whatever is switched on, and so do the sums that each element adds."""
+    model = random_model(config)
+    dtypes: set[torch.dtype] = set()
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda _module, _args, out: dtypes.add(out.dtype))
+        block.mlp.register_forward_hook(lambda _module, args, _out: dtypes.add(args[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.hidden(random_ids(config, 2, 9))
+    assert dtypes == {torch.bfloat16}
+    assert hidden.dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [FRONTIER, EVERYTHING_ELSE], ids=["frontier", "everything_else"])
+def test_the_model_compiles_into_one_graph(config: ModelConfig) -> None:
+    """No element makes torch.compile fall back to Python; switching the loop compiles a second graph."""
+    torch.compiler.reset()
+    model = random_model(config)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    ids = random_ids(config, 2, 9)
+    for active in (True, False):
+        model.set_looping(active)
+        torch.testing.assert_close(compiled(ids, ids), model(ids, ids))
 
 
 def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
@@ -249,6 +306,58 @@ def test_initial_weights_are_the_baselines() -> None:
     assert loss == pytest.approx(math.log(1024), abs=0.02)
 
 
+def test_initial_weights_of_the_elements_are_the_records() -> None:
+    """Gates at a half, lanes kept at 1.1, small tables; and a fresh model with all of them still knows nothing."""
+    state = build_model(EVERYTHING_ELSE, seed=0).state_dict()
+    values = {
+        "bigram.weight": 0.0,
+        "bigram.scale": 0.05,
+        "value_embed.scale": 0.1,
+        "blocks.1.attn.value_embed_scale": 1.0,
+        "blocks.0.attn.value_mix": 0.5,
+        "blocks.0.attn.gate": 0.0,
+        "smear.gate": 0.0,
+        "skip_gates": 0.0,
+        "skip_weights": 1.0,
+        "lane_mix": 0.5,
+        "iteration_embeddings": 0.0,
+        "head.weight": 0.0,
+        "head.bias": 0.0,
+    }
+    for name, value in values.items():
+        assert torch.equal(state[name], torch.full_like(state[name], value)), name
+    routed = build_model(FRONTIER, seed=0).state_dict()
+    assert torch.equal(routed["lane_keep"], torch.full((5, 2), 1.1))
+    assert torch.equal(routed["lane_write"], torch.ones(5, 2, 2))
+    assert not routed["smear.scale"].any()
+    assert state["value_embed.weight"].std().item() == pytest.approx(0.01, rel=0.15)
+    for name in (
+        "embed.proj",
+        "head.proj",
+        "bigram.proj",
+        "value_embed.proj",
+        "blocks.1.mlp.gate",
+        "blocks.1.mlp.router",
+    ):
+        assert state[name].std().item() == pytest.approx((3 * state[name].shape[1]) ** -0.5, rel=0.25), name
+    for config in (FRONTIER, EVERYTHING_ELSE):
+        loss = build_model(config, seed=0)(random_ids(config, 4, 64), random_ids(config, 4, 64, seed=4)).item()
+        assert loss == pytest.approx(math.log(37), abs=0.02)
+
+
+def test_orthogonal_and_overtone_weights_have_the_spectrum_they_say() -> None:
+    """All singular values of a matrix are 1; those of the token table fall as rank ** -0.5 from the same largest."""
+    config = replace(LOOPED, matrix_init="orthogonal", embed_init="overtone")
+    state, normal = build_model(config, seed=3).state_dict(), build_model(LOOPED, seed=3).state_dict()
+    for name in ("blocks.0.attn.q", "blocks.1.attn.k", "blocks.2.mlp.up"):
+        singular = torch.linalg.svdvals(state[name])
+        torch.testing.assert_close(singular, torch.ones_like(singular), rtol=1e-5, atol=1e-5)
+    singular = torch.linalg.svdvals(state["embed.weight"])
+    largest = torch.linalg.svdvals(normal["embed.weight"])[0]
+    torch.testing.assert_close(singular, largest / torch.arange(1, 25).sqrt(), rtol=1e-4, atol=1e-7)
+    assert not state["blocks.0.attn.out"].any()
+
+
 def test_logits_never_pass_the_softcap() -> None:
     """However large the weights."""
     model = random_model(ODD_DEPTH)
@@ -256,10 +365,11 @@ def test_logits_never_pass_the_softcap() -> None:
     assert model.logits(random_ids(ODD_DEPTH, 1, 8)).abs().max().item() <= ODD_DEPTH.logit_softcap
 
 
-def test_every_parameter_learns() -> None:
-    """A random model has a gradient everywhere; torch's own gradient check agrees on a small one."""
-    model = random_model(ONE_BLOCK, dtype=torch.float64)
-    ids, targets = random_ids(ONE_BLOCK, 1, 4), random_ids(ONE_BLOCK, 1, 4, seed=4)
+@pytest.mark.parametrize("config", [ONE_BLOCK, FRONTIER, EVERYTHING_ELSE], ids=["one_block", "frontier", "others"])
+def test_every_parameter_learns(config: ModelConfig) -> None:
+    """A random model has a gradient everywhere; torch's own gradient check agrees."""
+    model = random_model(config, dtype=torch.float64)
+    ids, targets = random_ids(config, 1, 6), random_ids(config, 1, 6, seed=4)
     names = [name for name, parameter in model.named_parameters() if parameter.numel()]
 
     def loss(*weights: Tensor) -> Tensor:
@@ -268,7 +378,7 @@ def test_every_parameter_learns() -> None:
     weights = [model.get_parameter(name).detach().requires_grad_() for name in names]
     assert torch.autograd.gradcheck(loss, weights, fast_mode=True)
     model(ids, targets).backward()
-    assert all(model.get_parameter(name).grad.abs().sum() > 0 for name in names)
+    assert [name for name in names if not model.get_parameter(name).grad.abs().sum() > 0] == []
 
 
 def test_losses_are_cross_entropies_of_the_logits() -> None:
