@@ -214,34 +214,52 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How weights are learned. Defaults are the challenge's baseline recipe, schedules as fractions of the run."""
+    """How weights are learned. Defaults are the challenge's baseline recipe, schedules as fractions of the run.
+
+    A `..._schedule` is a tuple of (fraction of the run, multiplier) pairs: from that fraction on the quantity is so
+    many times its own field; before the first pair it is that field.
+    """
 
     batch_tokens: int = 524_288  # target tokens per optimizer step, over all ranks
+    batch_schedule: tuple[tuple[float, float], ...] = ()  # rounded to whole sequences per rank
     seq_len: int = 1024  # tokens per sequence; divides batch_tokens
+    seq_len_schedule: tuple[tuple[float, float], ...] = ()  # rounded to whole tokens
     micro_batch_tokens: int = 65_536  # most tokens in one forward pass on one rank; the rest accumulates
-    loader: Literal["sequential", "shuffled"] = "sequential"  # order of training windows; small batches want shuffled
+    loader: Literal["sequential", "shuffled", "strided", "packed"] = "sequential"  # windows.py; small batches: shuffled
     matrix_lr: float = 0.04  # Muon, attention and MLP matrices
-    embed_lr: float = 0.05  # AdamW, tied embedding
-    scalar_lr: float = 0.04  # AdamW, gains, scales, mixes
+    embed_lr: float = 0.05  # AdamW, token tables
+    head_lr: float = 0.0  # AdamW, `head.weight` of an untied model; 0 is embed_lr
+    scalar_lr: float = 0.04  # AdamW, gains, scales, mixes, gates
     matrix_weight_decay: float = 0.0  # decoupled, per unit of learning rate
     embed_weight_decay: float = 0.0
     scalar_weight_decay: float = 0.0
+    weight_decay_taper_start: float = 1.0  # from this fraction of the run the matrices' decay falls linearly ...
+    weight_decay_final: float = 1.0  # ... to so many times matrix_weight_decay at the end
     muon_momentum: float = 0.95
     muon_momentum_start: float = 0.85  # momentum rises linearly from here ...
     muon_momentum_warmup: float = 0.04  # ... over this fraction of the run
     muon_iterations: int = 5  # Newton-Schulz steps
+    muon_polynomial: Literal["quintic", "polar_express"] = "quintic"  # one polynomial for all steps, or one for each
+    muon_normalize_rows: bool = False  # divide each row of an update by its norm before it is orthogonalised (MuonEq-R)
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
+    embed_beta2: float = 0.0  # token tables and head; 0 is adam_beta2
+    scalar_beta2: float = 0.0  # 0 is adam_beta2
     adam_eps: float = 1e-8
     grad_clip: float = 0.0  # global norm; 0 is off
     warmdown_fraction: float = 0.09  # last part of the run in which the rate falls linearly ...
     min_lr_fraction: float = 0.0  # ... to this fraction of its peak
     ema_decay: float = 0.0  # weights scored and shipped are this moving average; 0 is off
+    swa_start: float = 0.0  # they are the plain mean of every swa_every-th step's below this lr multiplier; 0 is off
+    swa_every: int = 50  # optimizer steps
+    loop_at: float = 0.0  # fraction of the run at which looped blocks begin to loop
+    qat_start: float = 1.0  # from this fraction on forward passes see rounded weights; 1 is never, 0 always
+    reserve_seconds: float = 0.0  # training ends so long before a budget of seconds does, for what follows it
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # matmul dtype under autocast; master weights are float32
     compile: bool = True  # torch.compile on CUDA; on the CPU runs are too short to pay for it
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "seq_len", "micro_batch_tokens", "muon_iterations"):
+        for name in ("batch_tokens", "seq_len", "micro_batch_tokens", "muon_iterations", "swa_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_tokens % self.seq_len:
@@ -253,19 +271,41 @@ class TrainConfig:
         for name in ("matrix_lr", "embed_lr", "scalar_lr", "adam_eps"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        for name in ("matrix_weight_decay", "embed_weight_decay", "scalar_weight_decay", "grad_clip"):
+        for name in (
+            *("matrix_weight_decay", "embed_weight_decay", "scalar_weight_decay", "weight_decay_final"),
+            *("head_lr", "grad_clip", "reserve_seconds"),
+        ):
             if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2", "ema_decay"):
+        for name in (
+            *("muon_momentum", "muon_momentum_start", "ema_decay"),
+            *("adam_beta1", "adam_beta2", "embed_beta2", "scalar_beta2"),
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("muon_momentum_warmup", "warmdown_fraction", "min_lr_fraction"):
+        for name in (
+            *("muon_momentum_warmup", "warmdown_fraction", "min_lr_fraction", "weight_decay_taper_start"),
+            *("swa_start", "loop_at", "qat_start"),
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.loader not in ("sequential", "shuffled"):
-            raise ValueError(f"loader must be 'sequential' or 'shuffled', got {self.loader!r}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.ema_decay and self.swa_start:
+            raise ValueError(
+                f"ema_decay and swa_start exclude each other, got {self.ema_decay} and {self.swa_start}; set one to 0"
+            )
+        for name in ("batch_schedule", "seq_len_schedule"):
+            pairs = getattr(self, name)
+            times = [fraction for fraction, _ in pairs]
+            if times != sorted(set(times)) or not all(0 <= at < 1 and 0 < factor < inf for at, factor in pairs):
+                raise ValueError(f"{name} needs rising fractions in [0, 1) with positive multipliers, got {pairs}")
+        for name, choices in (
+            ("loader", ("sequential", "shuffled", "strided", "packed")),
+            ("muon_polynomial", ("quintic", "polar_express")),
+            ("precision", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in choices:
+                listed = ", ".join(map(repr, choices[:-1]))
+                raise ValueError(f"{name} must be {listed} or {choices[-1]!r}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,77 +13,57 @@ from torch import Tensor
 
 from pgolf_model.bytecount import piece_bytes
 from pgolf_model.shards import read_shard
+from pgolf_model.windows import window_starts
 
 
-def train_batches(
-    paths: Sequence[Path],
-    *,
-    batch_tokens: int,
-    seq_len: int,
-    rank: int,
-    world_size: int,
-    loader: str = "sequential",
-    seed: int = 0,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of windows of `seq_len` inputs, each with the token after it.
+class TrainingWindows:
+    """Batches of windows of the training shards, in the order of a loader that `window_starts` describes.
 
-    `sequential` reads the shards from front to back, `shuffled` visits their windows in an order drawn anew for every
-    pass from `seed`. Each rank takes its contiguous slice of a batch's windows, so all ranks together read what one
-    rank alone would.
+    Each rank takes its contiguous slice of a batch's windows, so all ranks together read what one rank alone would.
+    When the length of the windows changes, front-to-back loaders go on where they are and the others start a new pass.
 
-    Yields:
-        (inputs, targets), each (batch_tokens / world_size / seq_len, seq_len) int64 on the CPU.
     Raises:
-        ValueError: at the call, when the batch does not divide into sequences per rank or the shards hold less
-            than one batch.
+        ValueError: a shard is missing or damaged, or all of them hold less than `batch_tokens` and one.
     """
-    if batch_tokens % (world_size * seq_len):
-        raise ValueError(
-            f"batch_tokens must be divisible by world_size * seq_len, got {batch_tokens} and {world_size} * {seq_len}"
-        )
-    shards = [read_shard(path) for path in paths]
-    num_tokens = sum(len(shard) for shard in shards)
-    if num_tokens < batch_tokens + 1:
-        raise ValueError(
-            f"the training shards hold {num_tokens} tokens, one batch needs {batch_tokens + 1}; "
-            f"lower batch_tokens or add shards"
-        )
-    num_windows = batch_tokens // seq_len
-    if loader == "shuffled":
-        starts = _shuffled_starts((num_tokens - 1) // seq_len, num_windows, seq_len, seed)
-    else:
-        starts = _sequential_starts(num_tokens, num_windows, seq_len)
-    share = num_windows // world_size
-    return _read_windows(shards, (batch[rank * share : (rank + 1) * share] for batch in starts), seq_len)
 
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        loader: str,
+        batch_tokens: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.shards = [read_shard(path) for path in paths]
+        self.ends = np.cumsum([0, *(len(shard) for shard in self.shards)])
+        if self.ends[-1] < batch_tokens + 1:
+            raise ValueError(
+                f"the training shards hold {self.ends[-1]} tokens, one batch needs {batch_tokens + 1}; "
+                f"lower batch_tokens or add shards"
+            )
+        self.loader, self.rank, self.world_size = loader, rank, world_size
+        self.generator = np.random.default_rng(seed)
+        self.seq_len, self.position = 0, 0
+        self.starts: Iterator[int] = iter(())
 
-def _sequential_starts(num_tokens: int, num_windows: int, seq_len: int) -> Iterator[np.ndarray]:
-    """First tokens of each batch's windows, front to back, starting over at the end."""
-    position = 0
-    while True:
-        yield (position + seq_len * np.arange(num_windows)) % num_tokens
-        position = (position + seq_len * num_windows) % num_tokens
+    def next_batch(self, num_sequences: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        """This rank's share of the next batch.
 
-
-def _shuffled_starts(corpus_windows: int, num_windows: int, seq_len: int, seed: int) -> Iterator[np.ndarray]:
-    """First tokens of each batch's windows: every window once per pass, each pass in an order of its own."""
-    generator = np.random.default_rng(seed)
-    waiting = np.empty(0, dtype=np.int64)
-    while True:
-        while len(waiting) < num_windows:
-            waiting = np.concatenate((waiting, generator.permutation(corpus_windows)))
-        yield waiting[:num_windows] * seq_len
-        waiting = waiting[num_windows:]
-
-
-def _read_windows(
-    shards: list[np.ndarray], batches: Iterator[np.ndarray], seq_len: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The windows at the given positions, as inputs and targets."""
-    starts = np.cumsum([0, *(len(shard) for shard in shards)])
-    for batch in batches:
-        windows = torch.from_numpy(np.stack([_span(shards, starts, int(at), seq_len + 1) for at in batch]))
-        yield windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        Returns:
+            (inputs, targets), each (num_sequences, seq_len) int64 on the CPU.
+        """
+        if seq_len != self.seq_len:
+            self.seq_len = seq_len
+            self.starts = window_starts(
+                self.loader, self.shards, seq_len=seq_len, position=self.position, generator=self.generator
+            )
+        batch = [int(start) for start in islice(self.starts, num_sequences * self.world_size)]
+        self.position = batch[-1] + seq_len
+        own = batch[self.rank * num_sequences : (self.rank + 1) * num_sequences]
+        windows = torch.from_numpy(np.stack([_span(self.shards, self.ends, at, seq_len + 1) for at in own]))
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
 def _span(shards: list[np.ndarray], starts: np.ndarray, position: int, count: int) -> np.ndarray:

@@ -1,6 +1,73 @@
-"""Learning-rate and momentum multipliers: pure functions of progress in [0, 1]."""
+"""What a training step is told, as pure functions of progress in [0, 1]. Standard library only."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pgolf_model.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepPlan:
+    """Everything that changes over a run, at one step."""
+
+    lr_multiplier: float
+    momentum: float  # Muon's
+    decay_multiplier: float  # of the matrices' weight decay
+    num_sequences: int  # on this rank
+    seq_len: int
+    is_looping: bool
+    is_rounded: bool  # the forward pass sees quantized weights
+
+    @property
+    def shape(self) -> tuple[int, int, bool]:
+        """What a compiled graph is made for."""
+        return self.num_sequences, self.seq_len, self.is_looping
+
+
+def plan_step(recipe: TrainConfig, progress: float, *, world_size: int) -> StepPlan:
+    """The plan of a step that starts when `progress` of the run is over."""
+    seq_len = max(1, round(recipe.seq_len * value_at(recipe.seq_len_schedule, progress)))
+    batch_tokens = recipe.batch_tokens * value_at(recipe.batch_schedule, progress)
+    return StepPlan(
+        lr_multiplier=lr_multiplier(
+            progress, warmdown_fraction=recipe.warmdown_fraction, min_lr_fraction=recipe.min_lr_fraction
+        ),
+        momentum=muon_momentum_at(
+            progress,
+            start=recipe.muon_momentum_start,
+            end=recipe.muon_momentum,
+            warmup_fraction=recipe.muon_momentum_warmup,
+        ),
+        decay_multiplier=decay_multiplier(
+            progress, taper_start=recipe.weight_decay_taper_start, final=recipe.weight_decay_final
+        ),
+        num_sequences=max(1, round(batch_tokens / (world_size * seq_len))),
+        seq_len=seq_len,
+        is_looping=progress >= recipe.loop_at,
+        is_rounded=recipe.qat_start < 1 and progress >= recipe.qat_start,
+    )
+
+
+def all_plans(recipe: TrainConfig, *, world_size: int) -> list[StepPlan]:
+    """One plan for every shape a run can meet, in the order of the run.
+
+    Raises:
+        ValueError: the batch does not divide into sequences per rank; only what a schedule makes of it is rounded.
+    """
+    if recipe.batch_tokens % (world_size * recipe.seq_len):
+        raise ValueError(
+            "batch_tokens must be divisible by world_size * seq_len, "
+            f"got {recipe.batch_tokens} and {world_size} * {recipe.seq_len}"
+        )
+    times = {0.0, recipe.loop_at, *(fraction for fraction, _ in recipe.batch_schedule + recipe.seq_len_schedule)}
+    plans = [plan_step(recipe, time, world_size=world_size) for time in sorted(times)]
+    return list({plan.shape: plan for plan in plans}.values())
+
+
+def value_at(schedule: tuple[tuple[float, float], ...], progress: float) -> float:
+    """The multiplier of the last (fraction, multiplier) pair that has begun; 1 before the first."""
+    return next((factor for fraction, factor in reversed(schedule) if progress >= fraction), 1.0)
 
 
 def lr_multiplier(progress: float, *, warmdown_fraction: float, min_lr_fraction: float) -> float:
@@ -9,6 +76,12 @@ def lr_multiplier(progress: float, *, warmdown_fraction: float, min_lr_fraction:
         return 1.0
     left = (1.0 - progress) / warmdown_fraction
     return min(1.0, max(left, min_lr_fraction))
+
+
+def decay_multiplier(progress: float, *, taper_start: float, final: float) -> float:
+    """1 until `taper_start`, then a straight line to `final` at the end (atlas C4)."""
+    share = (progress - taper_start) / (1.0 - taper_start) if progress > taper_start else 0.0
+    return 1.0 + share * (final - 1.0)
 
 
 def muon_momentum_at(progress: float, *, start: float, end: float, warmup_fraction: float) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import resource
 import time
 from collections import deque
@@ -14,18 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pgolf_model.config import Budget, RunConfig, TrainConfig
-from pgolf_model.data import check_token_range, train_batches
-from pgolf_model.distributed import DistEnv, all_reduce_sum, value_of_main
+from pgolf_model.averaging import WeightAverage
+from pgolf_model.clock import DivergenceGuard, RunClock, training_budget
+from pgolf_model.config import RunConfig, TrainConfig
+from pgolf_model.data import TrainingWindows, check_token_range
+from pgolf_model.distributed import DistEnv, all_reduce_sum
 from pgolf_model.model import GPT, build_model
-from pgolf_model.optim import Optimizers, build_optimizers
-from pgolf_model.schedule import lr_multiplier, muon_momentum_at
+from pgolf_model.optim import build_optimizers
+from pgolf_model.progress import ProgressLog, StepRecord
+from pgolf_model.qat import WeightRounder
+from pgolf_model.schedule import all_plans, plan_step
 from pgolf_model.shards import shard_paths
 
 WARMUP_STEPS = 3  # on CUDA, outside the clock: compiles, tunes kernels, opens nccl channels; weights are restored
-LOG_EVERY_SECONDS = 1.0
-DIVERGED_NATS = 1.0  # this much worse than a uniform guess ...
-DIVERGED_STEPS = 20  # ... for so many steps in a row; a healthy run may spike for a step or two
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # (inputs, targets) -> mean loss
 
@@ -34,7 +33,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]  # (inputs, targets) -> mean l
 class TrainOutcome:
     """What training leaves behind; the same on every rank, except seconds and memory."""
 
-    state: dict[str, Tensor]  # name -> float32 CPU weights, in `param_shapes` order; the average when EMA is on
+    state: dict[str, Tensor]  # name -> float32 CPU weights, in `param_shapes` order; their mean with EMA or SWA
     steps: int  # optimizer steps done
     tokens_seen: int  # target tokens, over all ranks
     train_seconds: float  # on the budget's clock: data, steps, averaging; not building, compiling, warming up
@@ -57,51 +56,48 @@ def train(config: RunConfig, *, data: str, env: DistEnv, out_dir: Path | None) -
         ValueError: the shards are missing, damaged, too small or of a larger vocabulary, or the batch cannot be shared
             out over the ranks.
     """
-    recipe, budget = config.train, config.budget
-    batches = train_batches(
+    recipe, budget = config.train, training_budget(config)
+    plans = all_plans(recipe, world_size=env.world_size)
+    batches = TrainingWindows(
         shard_paths(data, "train"),
-        batch_tokens=recipe.batch_tokens,
-        seq_len=recipe.seq_len,
+        loader=recipe.loader,
+        batch_tokens=max(plan.num_sequences * plan.seq_len for plan in plans) * env.world_size,
         rank=env.rank,
         world_size=env.world_size,
-        loader=recipe.loader,
         seed=config.seed,
     )
     model = build_model(config.model, seed=config.seed).to(env.device)
     loss_function, warmup_seconds = prepare_device(model, recipe, env)
     optimizers = build_optimizers(model, recipe, env)
-    average = WeightAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
+    average = WeightAverage(model, recipe)
+    rounder = WeightRounder(model, config.quant)
     guard = DivergenceGuard(config.model.vocab_size)
-    log = ProgressLog(config, out_dir if env.is_main else None, enabled=env.is_main)
+    log = ProgressLog(budget, out_dir if env.is_main else None, enabled=env.is_main)
     clock = RunClock(budget, env)
     in_flight: deque[StepRecord] = deque()
     # The host prepares and launches one step while the GPU runs the one before, and never gets further ahead.
     max_in_flight = 1 if env.is_cuda else 0
-    step, diverged, last = 0, False, None
+    step, tokens_seen, diverged, last = 0, 0, False, None
     while True:
         start_seconds = clock.next_start(step, in_flight=len(in_flight))
         if diverged or start_seconds is None:
             break
-        progress = budget.progress(step, start_seconds)
-        multiplier = lr_multiplier(
-            progress, warmdown_fraction=recipe.warmdown_fraction, min_lr_fraction=recipe.min_lr_fraction
+        plan = plan_step(recipe, budget.progress(step, start_seconds), world_size=env.world_size)
+        set_looping(model, active=plan.is_looping)
+        optimizers.set_rates(
+            lr_multiplier=plan.lr_multiplier, momentum=plan.momentum, decay_multiplier=plan.decay_multiplier
         )
-        momentum = muon_momentum_at(
-            progress,
-            start=recipe.muon_momentum_start,
-            end=recipe.muon_momentum,
-            warmup_fraction=recipe.muon_momentum_warmup,
-        )
-        optimizers.set_rates(lr_multiplier=multiplier, momentum=momentum)
-        inputs, targets = next(batches)
+        inputs, targets = batches.next_batch(plan.num_sequences, plan.seq_len)
         for tokens in (inputs, targets):
             check_token_range(tokens, config.model.vocab_size, data)
         inputs, targets = to_device(inputs, env), to_device(targets, env)
-        loss = take_step(model, loss_function, optimizers, inputs, targets, recipe, env)
-        if average:
-            average.update()
+        with rounder.rounded(active=plan.is_rounded):
+            loss = compute_gradients(model, loss_function, inputs, targets, recipe, env)
+        optimizers.step()
         step += 1
-        in_flight.append(StepRecord(step, loss, lr_multiplier=multiplier))
+        tokens_seen += targets.numel() * env.world_size
+        average.update(step, plan.lr_multiplier)
+        in_flight.append(StepRecord(step, loss, tokens_seen=tokens_seen, lr_multiplier=plan.lr_multiplier))
         while len(in_flight) > max_in_flight:
             last = in_flight.popleft()
             diverged |= guard.is_diverged(last.wait())
@@ -112,11 +108,11 @@ def train(config: RunConfig, *, data: str, env: DistEnv, out_dir: Path | None) -
         clock.finish_step()
     assert last is not None, "the first step always runs"
     log.write(last, clock.finished_seconds, due_only=False)
-    state = float32_state(model.state_dict() if average is None else average.state_dict())
+    state = float32_state(average.state_dict())
     return TrainOutcome(
         state=state,
         steps=step,
-        tokens_seen=step * recipe.batch_tokens,
+        tokens_seen=tokens_seen,
         train_seconds=clock.finished_seconds,
         warmup_seconds=warmup_seconds,
         peak_memory_bytes=peak_memory_bytes(env),
@@ -132,6 +128,7 @@ def prepare_device(model: GPT, recipe: TrainConfig, env: DistEnv) -> tuple[LossF
     started = time.perf_counter()
     torch.cuda.reset_peak_memory_stats(env.device)
     torch.set_float32_matmul_precision("high")
+    torch._dynamo.config.recompile_limit = 64  # one graph for every shape of the schedules
     loss_function: LossFunction = torch.compile(model, dynamic=False) if recipe.compile else model
     warm_up(model, loss_function, recipe, env, steps=WARMUP_STEPS)
     torch.cuda.synchronize(env.device)
@@ -139,16 +136,28 @@ def prepare_device(model: GPT, recipe: TrainConfig, env: DistEnv) -> tuple[LossF
 
 
 def warm_up(model: GPT, loss_function: LossFunction, recipe: TrainConfig, env: DistEnv, *, steps: int) -> None:
-    """Run whole steps on a made-up batch with optimizers that are thrown away, then put the weights back exactly."""
+    """Run whole steps of every shape on made-up batches with throw-away optimizers, then put the weights back exactly.
+
+    What is built afterwards starts as if this had not been; the switch of the loops is set by the next step.
+    """
     saved = [parameter.detach().clone() for parameter in model.parameters()]
     optimizers = build_optimizers(model, recipe, env)
-    shape = (recipe.batch_tokens // env.world_size // recipe.seq_len, recipe.seq_len)
-    ids = torch.zeros(shape, dtype=torch.int64, device=env.device)
-    for _ in range(steps):
-        take_step(model, loss_function, optimizers, ids, ids, recipe, env)
+    for plan in all_plans(recipe, world_size=env.world_size):
+        set_looping(model, active=plan.is_looping)
+        ids = torch.zeros((plan.num_sequences, plan.seq_len), dtype=torch.int64, device=env.device)
+        for _ in range(steps):
+            compute_gradients(model, loss_function, ids, ids, recipe, env)
+            optimizers.step()
     with torch.no_grad():
         torch._foreach_copy_(list(model.parameters()), saved)
     model.zero_grad(set_to_none=True)
+
+
+def set_looping(model: GPT, *, active: bool) -> None:
+    """Switch the looped blocks between once and all their passes; a model without loops is left alone."""
+    switch = getattr(model, "set_looping", None)
+    if callable(switch):
+        switch(active)
 
 
 def to_device(tensor: Tensor, env: DistEnv) -> Tensor:
@@ -156,28 +165,21 @@ def to_device(tensor: Tensor, env: DistEnv) -> Tensor:
     return tensor.pin_memory().to(env.device, non_blocking=True) if env.is_cuda else tensor
 
 
-def take_step(
-    model: GPT,
-    loss_function: LossFunction,
-    optimizers: Optimizers,
-    inputs: Tensor,
-    targets: Tensor,
-    recipe: TrainConfig,
-    env: DistEnv,
+def compute_gradients(
+    model: GPT, loss_function: LossFunction, inputs: Tensor, targets: Tensor, recipe: TrainConfig, env: DistEnv
 ) -> Tensor:
-    """One optimizer step on this rank's share of the batch; the mean loss over all ranks, still on the device."""
+    """Gradients of the batch's mean loss, averaged over the ranks and clipped; that mean, still on the device."""
     model.zero_grad(set_to_none=True)
     loss = accumulate_gradients(loss_function, inputs, targets, recipe)
     loss = average_over_ranks(list(model.parameters()), loss, env)
     if recipe.grad_clip:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
-    optimizers.step()
     return loss
 
 
 def accumulate_gradients(loss_function: LossFunction, inputs: Tensor, targets: Tensor, recipe: TrainConfig) -> Tensor:
     """Add the gradients of the mean loss over (sequences, seq_len) tokens, a micro batch at a time; that mean."""
-    micro_sequences = max(1, recipe.micro_batch_tokens // recipe.seq_len)
+    micro_sequences = max(1, recipe.micro_batch_tokens // inputs.shape[1])
     mean_loss = torch.zeros((), device=inputs.device)
     for ids, next_ids in zip(torch.split(inputs, micro_sequences), torch.split(targets, micro_sequences), strict=True):
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
@@ -201,145 +203,6 @@ def average_over_ranks(parameters: list[nn.Parameter], loss: Tensor, env: DistEn
     *averaged, mean_loss = torch.split(flat, [grad.numel() for grad in grads] + [1])
     torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(averaged, grads, strict=True)])
     return mean_loss[0]
-
-
-class StepRecord:
-    """One launched step and the loss it will have; on CUDA the loss comes to the host without a stop of the queue."""
-
-    def __init__(self, step: int, loss: Tensor, *, lr_multiplier: float) -> None:
-        self.step = step
-        self.lr_multiplier = lr_multiplier
-        self.arrived: torch.cuda.Event | None = None
-        self.loss = loss
-        if loss.is_cuda:
-            self.loss = torch.empty((), pin_memory=True).copy_(loss, non_blocking=True)
-            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.arrived.record()
-
-    def wait(self) -> float:
-        """Block until the device has finished this step; its mean training loss."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return float(self.loss)
-
-
-class RunClock:
-    """Seconds of training: when the next step starts, and whether it may."""
-
-    def __init__(self, budget: Budget, env: DistEnv) -> None:
-        self.budget, self.env = budget, env
-        self.started = time.perf_counter()
-        self.finished_steps = 0
-        self.finished_seconds = 0.0
-
-    def finish_step(self) -> float:
-        """Note that one more step has finished now; seconds since the start."""
-        self.finished_steps += 1
-        self.finished_seconds = time.perf_counter() - self.started
-        return self.finished_seconds
-
-    def next_start(self, step: int, *, in_flight: int) -> float | None:
-        """Seconds at which step number `step` (from 0) starts on the device, the same on all ranks; None to stop.
-
-        A step may start when at the mean pace so far it ends within the budget, so a run is over its seconds only by
-        what one step can take longer than the mean. The first step always runs.
-        """
-        if self.budget.steps and step >= self.budget.steps:
-            return None
-        elapsed = time.perf_counter() - self.started
-        if not self.budget.seconds:
-            return elapsed
-        pace = self.finished_seconds / max(1, self.finished_steps)
-        start = max(elapsed, self.finished_seconds + in_flight * pace)
-        may_start = step == 0 or start + pace <= self.budget.seconds
-        agreed = value_of_main(start if may_start else math.inf, self.env)
-        return None if math.isinf(agreed) else agreed
-
-
-class DivergenceGuard:
-    """Tells a run that has failed from one that has a bad moment."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.bound = math.log(vocab_size) + DIVERGED_NATS
-        self.steps_above = 0
-
-    def is_diverged(self, loss: float) -> bool:
-        """Take one step's loss; True when training should stop."""
-        self.steps_above = self.steps_above + 1 if loss > self.bound else 0
-        return not math.isfinite(loss) or self.steps_above >= DIVERGED_STEPS
-
-
-class WeightAverage:
-    """Exponential moving average of the weights after each step, in float32.
-
-    After t steps weight w_i counts (1 - d) d^(t - i) / (1 - d^t): the initial weights, which nobody wants to ship, do
-    not count at all, and the average of a short run is as unbiased as that of a long one.
-    """
-
-    def __init__(self, model: GPT, *, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        parameters = dict(model.named_parameters())
-        self.weights = {name: torch.zeros_like(parameters[name]) for name in model.state_dict()}
-        self.sources: list[Tensor] = [parameters[name] for name in self.weights]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the model's weights as they are now."""
-        self.updates += 1
-        share = (1.0 - self.decay) / (1.0 - self.decay**self.updates)
-        torch._foreach_lerp_(list(self.weights.values()), self.sources, share)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The average, by parameter name."""
-        return self.weights
-
-
-class ProgressLog:
-    """One line on stdout and one JSON line in `progress.jsonl` about every second."""
-
-    def __init__(self, config: RunConfig, out_dir: Path | None, *, enabled: bool) -> None:
-        self.config, self.enabled = config, enabled
-        self.path = None if out_dir is None else out_dir / "progress.jsonl"
-        self.step, self.seconds = 0, 0.0  # of the last line
-
-    def write(self, record: StepRecord, seconds: float, *, due_only: bool) -> None:
-        """Report a finished step, or with `due_only` leave it when the last report is younger than a second."""
-        is_due = seconds - self.seconds >= LOG_EVERY_SECONDS
-        if not self.enabled or record.step == self.step or (due_only and not is_due):
-            return
-        recipe, budget = self.config.train, self.config.budget
-        step_seconds = (seconds - self.seconds) / (record.step - self.step)
-        self.step, self.seconds = record.step, seconds
-        of_steps = f"/{budget.steps}" if budget.steps else ""
-        of_seconds = f"/{budget.seconds:g}s" if budget.seconds else ""
-        print(
-            f"step {record.step}{of_steps} | loss {record.wait():.4f} | lr {record.lr_multiplier:.2f} | "
-            f"{step_seconds * 1e3:.1f} ms | {format_rate(recipe.batch_tokens / step_seconds)} tok/s | "
-            f"{seconds:.1f}s{of_seconds}",
-            flush=True,
-        )
-        if self.path is None:
-            return
-        loss = record.wait()
-        line = {
-            "step": record.step,
-            "train_loss": loss if math.isfinite(loss) else None,
-            "seconds": round(seconds, 3),
-            "progress": budget.progress(record.step, seconds),
-            "lr_multiplier": record.lr_multiplier,
-            "tokens_seen": record.step * recipe.batch_tokens,
-            "ms_per_step": round(step_seconds * 1e3, 3),
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-
-
-def format_rate(per_second: float) -> str:
-    """Three digits and a unit: 812, 12.3k, 6.46M."""
-    for factor, unit in ((1e6, "M"), (1e3, "k")):
-        if per_second >= factor:
-            return f"{per_second / factor:.3g}{unit}"
-    return f"{per_second:.3g}"
 
 
 def float32_state(weights: dict[str, Tensor]) -> dict[str, Tensor]:

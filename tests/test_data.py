@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf_model.bytecount import load_tokenizer
-from pgolf_model.data import byte_table, check_token_range, count_bytes, train_batches, validation_tokens
+from pgolf_model.data import TrainingWindows, byte_table, check_token_range, count_bytes, validation_tokens
 from pgolf_model.shards import SHARD_HEADER_BYTES, read_shard, shard_paths
+from pgolf_model.windows import window_starts
 from search.corpus.shards import ShardWriter
 from search.corpus.tokenizer import train_tokenizer
 
@@ -100,32 +101,42 @@ def test_shard_paths_finds_a_directory_a_glob_and_a_file(tmp_path: Path) -> None
         shard_paths(str(tmp_path), "val")
 
 
+def all_ranks(paths: list[Path], world_size: int, **options) -> list[TrainingWindows]:
+    """The readers of every rank of a world."""
+    return [TrainingWindows(paths, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+
+
+def global_batch(ranks: list[TrainingWindows], num_windows: int, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What all ranks read together, in rank order."""
+    batch = [rank.next_batch(num_windows // len(ranks), seq_len) for rank in ranks]
+    inputs, targets = (torch.cat(parts) for parts in zip(*batch, strict=True))
+    assert inputs.shape == targets.shape == (num_windows, seq_len)
+    return inputs, targets
+
+
 @settings(max_examples=40)
 @given(
     num_tokens=st.integers(17, 90),
     shard_tokens=st.integers(5, 40),
     world_size=st.sampled_from([1, 2, 4]),
-    seq_len=st.sampled_from([1, 2, 4]),
+    seq_lens=st.lists(st.sampled_from([1, 2, 4]), min_size=8, max_size=8),
 )
 def test_ranks_partition_the_stream(
-    tmp_path_factory: pytest.TempPathFactory, num_tokens: int, shard_tokens: int, world_size: int, seq_len: int
+    tmp_path_factory: pytest.TempPathFactory, num_tokens: int, shard_tokens: int, world_size: int, seq_lens: list[int]
 ) -> None:
     """All ranks together read consecutive tokens, across shard ends and around the corpus; targets are one ahead."""
     paths = write_shards(tmp_path_factory.mktemp("shards"), np.arange(num_tokens), shard_tokens)
-    ranks = [
-        train_batches(paths, batch_tokens=16, seq_len=seq_len, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
+    ranks = all_ranks(paths, world_size, loader="sequential", batch_tokens=16)
     position = 0
-    for _ in range(8):
-        batch = [next(rank) for rank in ranks]
-        assert all(inputs.shape == (16 // world_size // seq_len, seq_len) for inputs, _ in batch)
+    for seq_len in seq_lens:  # also when the windows' length changes
+        inputs, targets = global_batch(ranks, 16 // seq_len, seq_len)
         expected = torch.arange(position, position + 17) % num_tokens
-        assert torch.equal(torch.cat([inputs.reshape(-1) for inputs, _ in batch]), expected[:-1])
-        assert torch.equal(torch.cat([targets.reshape(-1) for _, targets in batch]), expected[1:])
+        assert torch.equal(inputs.reshape(-1), expected[:-1])
+        assert torch.equal(targets.reshape(-1), expected[1:])
         position += 16
 
 
+@pytest.mark.parametrize("loader", ["shuffled", "strided"])
 @settings(max_examples=40)
 @given(
     num_windows=st.integers(8, 30),
@@ -133,34 +144,102 @@ def test_ranks_partition_the_stream(
     world_size=st.sampled_from([1, 2, 4]),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_shuffled_windows_are_each_read_once_a_pass_whatever_the_number_of_ranks(
-    tmp_path_factory: pytest.TempPathFactory, num_windows: int, tail: int, world_size: int, seed: int
+def test_mixed_windows_are_each_read_once_a_pass_whatever_the_number_of_ranks(
+    tmp_path_factory: pytest.TempPathFactory, loader: str, num_windows: int, tail: int, world_size: int, seed: int
 ) -> None:
+    """No window twice, none left out, and all ranks together read what one alone would."""
     paths = write_shards(tmp_path_factory.mktemp("shards"), np.arange(2 * num_windows + tail), 7)
-    ranks = [
-        train_batches(paths, batch_tokens=16, seq_len=2, rank=rank, world_size=world_size, loader="shuffled", seed=seed)
-        for rank in range(world_size)
-    ]
-    corpus_windows = (2 * num_windows + tail - 1) // 2
+    options = {"loader": loader, "batch_tokens": 16, "seed": seed}
+    ranks, alone = all_ranks(paths, world_size, **options), all_ranks(paths, 1, **options)
     firsts: list[int] = []
-    for _ in range(6):
-        for inputs, targets in (next(rank) for rank in ranks):
-            assert torch.equal(inputs[:, 1:], targets[:, :-1])
-            assert torch.equal(targets - inputs, torch.ones_like(inputs))
-            firsts += (inputs[:, 0] // 2).tolist()
-    for start in range(0, len(firsts) - corpus_windows + 1, corpus_windows):
-        assert sorted(firsts[start : start + corpus_windows]) == list(range(corpus_windows))
-    alone = train_batches(paths, batch_tokens=16, seq_len=2, rank=0, world_size=1, loader="shuffled", seed=seed)
-    assert firsts[:8] == (next(alone)[0][:, 0] // 2).tolist()
+    for _ in range(12):
+        inputs, targets = global_batch(ranks, 8, 2)
+        assert torch.equal(inputs[:, 1:], targets[:, :-1])
+        assert torch.equal(targets - inputs, torch.ones_like(inputs))
+        assert torch.equal(inputs, global_batch(alone, 8, 2)[0])
+        firsts += inputs[:, 0].tolist()
+    passes = []
+    while firsts:  # one pass after the other; its phase says how many windows it has
+        phase = firsts[0] % 2
+        corpus_windows = (2 * num_windows + tail - 1 - phase) // 2
+        assert loader == "strided" or phase == 0
+        passes.append(firsts[:corpus_windows])
+        firsts = firsts[corpus_windows:]
+        if len(passes[-1]) == corpus_windows:
+            assert sorted(passes[-1]) == [phase + 2 * i for i in range(corpus_windows)]
+    assert loader == "strided" or passes[0] != passes[1][: len(passes[0])]
 
 
-def test_batches_that_cannot_be_made_are_refused_at_the_call(tmp_path: Path) -> None:
-    """Before training starts: a batch that does not divide over ranks, and a corpus smaller than one batch."""
-    paths = write_shards(tmp_path, np.arange(16))
-    with pytest.raises(ValueError, match=r"divisible by world_size \* seq_len, got 12 and 2 \* 4"):
-        train_batches(paths, batch_tokens=12, seq_len=4, rank=0, world_size=2)
+def test_strided_windows_come_from_everywhere_at_once() -> None:
+    """Any 20 windows in a row leave no gap of three times the mean distance: each batch mixes all shards."""
+    shards = [np.zeros(5_000, dtype="<u2")] * 3
+    starts = window_starts("strided", shards, seq_len=10, position=0, generator=np.random.default_rng(0))
+    visited = np.array(list(itertools.islice(starts, 1_499)))
+    for at in range(0, 1_400, 50):
+        batch = np.sort(visited[at : at + 20])
+        gaps = np.diff([*batch, batch[0] + 15_000])
+        assert gaps.max() < 3 * 15_000 / 20
+    assert list(itertools.islice(starts, 50)) != visited[:50].tolist()
+
+
+def naive_packing(stream: list[int], seq_len: int) -> list[int]:
+    """Starts of one shard's packed windows, from a list of its documents."""
+    begins = [i for i, token in enumerate(stream) if token == 1]
+    ends = [*begins[1:], len(stream)]
+    starts, at = [], begins[0] if begins else 0
+    while at + seq_len < len(stream):
+        starts.append(at)
+        at += seq_len
+        for begin, end in zip(begins, ends, strict=False):
+            if begin < at < end and end - begin <= seq_len:
+                at = end
+    return starts
+
+
+@settings(max_examples=30)
+@given(
+    lengths=st.lists(st.integers(1, 14), min_size=10, max_size=40),
+    shard_tokens=st.integers(20, 300),
+    world_size=st.sampled_from([1, 2, 4]),
+)
+def test_packed_windows_start_where_documents_do(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], shard_tokens: int, world_size: int
+) -> None:
+    """Or go on with a document longer than a window; against a packer that knows the documents."""
+    stream = [token for i, n in enumerate([*lengths, 14]) for token in [1] + [2 + i] * (n - 1)]
+    paths = write_shards(tmp_path_factory.mktemp("shards"), stream, shard_tokens)
+    ranks = all_ranks(paths, world_size, loader="packed", batch_tokens=16)
+    expected = [
+        offset + start
+        for offset in range(0, len(stream), shard_tokens)
+        for start in naive_packing(stream[offset : offset + shard_tokens], 5)
+    ]
+    windows = itertools.cycle((stream[at : at + 5], stream[at + 1 : at + 6]) for at in expected)
+    for _ in range(20):
+        for inputs, targets in zip(*global_batch(ranks, 4, 5), strict=True):
+            assert (inputs.tolist(), targets.tolist()) == next(windows)
+            assert inputs[0] == 1 or [*lengths, 14][inputs[0] - 2] > 5
+
+
+def test_packed_windows_go_on_with_another_length(tmp_path: Path) -> None:
+    """From the next document, not from the first one."""
+    paths = write_shards(tmp_path, [1, 2, 3, 4] * 20)
+    windows = TrainingWindows(paths, loader="packed", batch_tokens=8)
+    assert windows.next_batch(2, 4)[0].tolist() == [[1, 2, 3, 4]] * 2
+    assert windows.position == 8
+    assert windows.next_batch(1, 6)[0].tolist() == [[1, 2, 3, 4, 1, 2]]
+    assert windows.position == 14
+    assert windows.next_batch(1, 6)[0].tolist() == [[1, 2, 3, 4, 1, 2]]
+    assert windows.position == 22  # 8 + 6 cuts a document of four: on to the next one, at 16
+
+
+def test_batches_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
+    """A corpus smaller than one batch, and shards of which none holds a packed window."""
+    paths = write_shards(tmp_path, np.arange(16), shard_tokens=4)
     with pytest.raises(ValueError, match="the training shards hold 16 tokens, one batch needs 17"):
-        train_batches(paths, batch_tokens=16, seq_len=4, rank=0, world_size=2)
+        TrainingWindows(paths, loader="sequential", batch_tokens=16)
+    with pytest.raises(ValueError, match="no training shard holds a window of 5 tokens; lower seq_len"):
+        TrainingWindows(paths, loader="packed", batch_tokens=8).next_batch(2, 4)
 
 
 @pytest.mark.parametrize(("num_tokens", "kept"), [(5, 5), (8, 5), (9, 9), (12, 9)])

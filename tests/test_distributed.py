@@ -39,7 +39,9 @@ data, out = sys.argv[1], Path(sys.argv[2])
 env = dist_env_from_environ()
 model = ModelConfig(vocab_size=32, num_layers=3, model_dim=32, num_heads=2, num_kv_heads=1)
 recipe = TrainConfig(
-    batch_tokens=512, seq_len=32, micro_batch_tokens=128, precision="float32", grad_clip=0.3, ema_decay=0.5
+    batch_tokens=512, seq_len=32, micro_batch_tokens=128, precision="float32", grad_clip=0.3, ema_decay=0.5,
+    muon_polynomial="polar_express", muon_normalize_rows=True, matrix_weight_decay=0.1, weight_decay_taper_start=0.3,
+    weight_decay_final=0.2, loader="strided", batch_schedule=((0.5, 0.5),), qat_start=0.6,
 )
 with process_group(env):
     facts = {
@@ -119,7 +121,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], one[name], rtol=1e-3, atol=1e-4)
     (alone,), (main, other) = facts[1], facts[2]
     assert main["loss"] == other["loss"] == pytest.approx(alone["loss"], rel=1e-5)
-    assert main["tokens_seen"] == alone["tokens_seen"] == 8 * 512
+    assert main["tokens_seen"] == alone["tokens_seen"] == 4 * 512 + 4 * 256
     assert (main["timed_steps"], main["timed_sum"]) == (other["timed_steps"], other["timed_sum"])
     assert main["failed"] == other["failed"] == alone["failed"]
     assert main["failed"][0] is True

@@ -13,23 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from pgolf_model.config import Budget, ModelConfig, RunConfig, TrainConfig
+from pgolf_model import train as training
+from pgolf_model.clock import DIVERGED_STEPS, DivergenceGuard, RunClock, training_budget
+from pgolf_model.config import Budget, ModelConfig, QuantConfig, RunConfig, TrainConfig
 from pgolf_model.distributed import DistEnv
-from pgolf_model.model import build_model
+from pgolf_model.model import GPT, build_model
 from pgolf_model.optim import build_optimizers
+from pgolf_model.progress import format_rate
 from pgolf_model.schedule import lr_multiplier, muon_momentum_at
 from pgolf_model.shapes import param_shapes
-from pgolf_model.train import (
-    DIVERGED_STEPS,
-    DivergenceGuard,
-    RunClock,
-    TrainOutcome,
-    WeightAverage,
-    accumulate_gradients,
-    format_rate,
-    train,
-    warm_up,
-)
+from pgolf_model.train import LossFunction, TrainOutcome, accumulate_gradients, train, warm_up
 
 ALONE = DistEnv()
 MODEL = ModelConfig(vocab_size=32, num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1)
@@ -82,7 +75,7 @@ def test_a_run_learns_an_easy_pattern(data: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_spec_gives_the_same_bytes(data: str, precision: str) -> None:
     """Under a step budget, whatever the global generator did; another seed gives others."""
-    run = replace(RUN, train=replace(RECIPE, precision=precision, ema_decay=0.9, grad_clip=1.0))
+    run = replace(RUN, train=replace(RECIPE, precision=precision, ema_decay=0.9, grad_clip=1.0, qat_start=0.5))
     first = train(run, data=data, env=ALONE, out_dir=None)
     torch.rand(3)
     assert state_bytes(train(run, data=data, env=ALONE, out_dir=None)) == state_bytes(first)
@@ -91,7 +84,16 @@ def test_the_same_spec_gives_the_same_bytes(data: str, precision: str) -> None:
 
 def test_training_is_its_parts_in_a_plain_loop(data: str) -> None:
     """The schedule, the batches, the optimizers and the moving average, put together by hand."""
-    run = replace(RUN, train=replace(RECIPE, ema_decay=0.8, muon_momentum_warmup=0.5, grad_clip=0.5))
+    recipe = replace(
+        RECIPE,
+        ema_decay=0.8,
+        muon_momentum_warmup=0.5,
+        grad_clip=0.5,
+        matrix_weight_decay=0.2,
+        weight_decay_taper_start=0.4,
+        weight_decay_final=0.5,
+    )
+    run = replace(RUN, train=recipe)
     model = build_model(MODEL, seed=run.seed)
     optimizers = build_optimizers(model, run.train, ALONE)
     raw = np.fromfile(Path(data) / "fineweb_train_000000.bin", dtype="<u2", offset=1024).astype(np.int64)
@@ -104,6 +106,7 @@ def test_training_is_its_parts_in_a_plain_loop(data: str) -> None:
         optimizers.set_rates(
             lr_multiplier=lr_multiplier(step / 6, warmdown_fraction=0.5, min_lr_fraction=0.0),
             momentum=muon_momentum_at(step / 6, start=0.85, end=0.95, warmup_fraction=0.5),
+            decay_multiplier=1.0 if step < 3 else 1.0 - (step / 6 - 0.4) / 0.6 * 0.5,
         )
         optimizers.step()
         history.append({name: weight.clone() for name, weight in model.state_dict().items()})
@@ -113,29 +116,92 @@ def test_training_is_its_parts_in_a_plain_loop(data: str) -> None:
     for name, weight in outcome.state.items():
         expected = sum(float(share) * state[name] for share, state in zip(shares, history, strict=True))
         torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-6)
+    averaged = replace(run, train=replace(recipe, ema_decay=0.0, swa_start=0.9, swa_every=2))
+    for name, weight in train(averaged, data=data, env=ALONE, out_dir=None).state.items():
+        torch.testing.assert_close(weight, history[5][name], rtol=1e-4, atol=1e-6)  # step 6 alone: 0.67 at step 5
 
 
-def test_the_schedule_is_flat_and_then_falls_in_a_line() -> None:
-    """The rate after 1 - warmdown_fraction, down to its floor; momentum up to its plateau."""
-    at = [lr_multiplier(p, warmdown_fraction=0.4, min_lr_fraction=0.1) for p in (0.0, 0.6, 0.7, 0.8, 0.99, 1.0)]
-    assert at == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.1, 0.1])
-    assert lr_multiplier(1.0, warmdown_fraction=0.0, min_lr_fraction=0.0) == 1.0
-    momenta = [muon_momentum_at(p, start=0.8, end=0.9, warmup_fraction=0.2) for p in (0.0, 0.1, 0.2, 1.0)]
-    assert momenta == pytest.approx([0.8, 0.85, 0.9, 0.9])
-    assert muon_momentum_at(0.0, start=0.8, end=0.9, warmup_fraction=0.0) == 0.9
+class Watched:
+    """Stands for compiling: a loss function that notes the shape of every batch it is given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.losses: list[float] = []
+        monkeypatch.setattr(training, "prepare_device", self.prepare)
+
+    def prepare(self, model: GPT, recipe: TrainConfig, env: DistEnv) -> tuple[LossFunction, float]:
+        def loss_function(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            self.shapes.append(tuple(ids.shape))
+            loss = model(ids, targets)
+            self.losses.append(loss.item())
+            return loss
+
+        return loss_function, 0.0
 
 
-def test_the_moving_average_forgets_the_initial_weights() -> None:
-    """Weights of a debiased average sum to one over the steps taken; after one step it is that step."""
-    model = build_model(MODEL, seed=0)
-    average = WeightAverage(model, decay=0.99)
-    seen = []
-    for value in (3.0, 5.0, 11.0):
-        model.skip_weights.data.fill_(value)
-        average.update()
-        seen.append(float(average.state_dict()["skip_weights"][0, 0]))
-    assert seen[0] == 3.0
-    assert seen[2] == pytest.approx((0.99**2 * 3 + 0.99 * 5 + 11) / (0.99**2 + 0.99 + 1), rel=1e-6)
+def test_scheduled_batches_have_their_shapes_and_every_token_is_counted(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half the batch first, then sequences half as long, in the order and the number the schedules say."""
+    recipe = replace(
+        RECIPE, batch_schedule=((0.0, 0.5), (0.5, 1.0)), seq_len_schedule=((0.0, 0.5), (0.25, 0.75), (0.75, 1.0))
+    )
+    watched = Watched(monkeypatch)
+    run = replace(RUN, train=recipe, budget=Budget(steps=8))
+    outcome = train(run, data=data, env=ALONE, out_dir=tmp_path)
+    assert watched.shapes == [(16, 16)] * 2 + [(11, 24)] * 2 + [(21, 24)] * 2 + [(16, 32)] * 2
+    assert outcome.tokens_seen == 2 * (256 + 264 + 504 + 512)
+    assert json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[-1])["tokens_seen"] == outcome.tokens_seen
+
+
+def test_loops_and_rounding_switch_on_during_the_run(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At their fractions; the first rounded step is the first to differ from a run without, and latents stay exact."""
+    switched: list[bool] = []
+    monkeypatch.setattr(GPT, "set_looping", lambda model, active: switched.append(active), raising=False)
+    losses = {}
+    for qat_start in (1.0, 0.5):
+        watched = Watched(monkeypatch)
+        run = replace(
+            RUN, train=replace(RECIPE, qat_start=qat_start, loop_at=0.3), quant=QuantConfig(mlp_bits=(2,), embed_bits=2)
+        )
+        outcome = train(run, data=data, env=ALONE, out_dir=None)
+        losses[qat_start] = watched.losses
+    assert switched == [False, False, True, True, True, True] * 2
+    assert [a == b for a, b in zip(losses[1.0], losses[0.5], strict=True)] == [True] * 3 + [False] * 3
+    up = outcome.state["blocks.0.mlp.up"]
+    assert len(up.unique()) > up.numel() / 2
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_run_after_a_warm_up_gives_the_same_bytes(
+    data: str, monkeypatch: pytest.MonkeyPatch, ema_decay: float
+) -> None:
+    """Weights, both optimizers, the average, random numbers and the loop switch start as if there had been none."""
+    recipe = replace(
+        RECIPE,
+        ema_decay=ema_decay,
+        swa_start=0.0 if ema_decay else 0.9,
+        swa_every=2,
+        grad_clip=0.3,
+        seq_len_schedule=((0.5, 0.5),),
+        loop_at=0.5,
+        qat_start=0.7,
+        loader="shuffled",
+    )
+    run = replace(RUN, train=recipe)
+    cold = train(run, data=data, env=ALONE, out_dir=None)
+    warmed: list[int] = []
+
+    def prepare(model: GPT, recipe: TrainConfig, env: DistEnv) -> tuple[LossFunction, float]:
+        warm_up(model, model, recipe, env, steps=2)
+        warmed.append(1)
+        return model, 1.0
+
+    monkeypatch.setattr(training, "prepare_device", prepare)
+    before = torch.get_rng_state()
+    assert state_bytes(train(run, data=data, env=ALONE, out_dir=None)) == state_bytes(cold)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert warmed
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
@@ -184,6 +250,16 @@ def test_a_run_keeps_to_its_seconds(data: str) -> None:
     assert outcome.steps > 1
     assert 1.0 < outcome.train_seconds < 1.5 + 10 * step_seconds
     assert outcome.train_seconds <= time.perf_counter() - started
+
+
+def test_seconds_held_in_reserve_are_left(data: str) -> None:
+    """The schedule ends where training ends, and holding back everything is refused."""
+    run = replace(RUN, train=replace(RECIPE, reserve_seconds=8.0), budget=Budget(seconds=9.0))
+    assert training_budget(run) == Budget(seconds=1.0)
+    assert train(run, data=data, env=ALONE, out_dir=None).train_seconds < 3.0
+    assert training_budget(replace(run, budget=Budget(steps=5))) == Budget(steps=5)
+    with pytest.raises(ValueError, match="reserve_seconds must be below the budget's 8 seconds, got 8"):
+        training_budget(replace(run, budget=Budget(seconds=8.0)))
 
 
 def test_a_step_starts_only_when_it_would_end_in_time() -> None:
