@@ -83,7 +83,7 @@ def train(config: RunConfig, *, data: str, env: DistEnv, out_dir: Path | None) -
         if diverged or start_seconds is None:
             break
         plan = plan_step(recipe, budget.progress(step, start_seconds), world_size=env.world_size)
-        set_looping(model, active=plan.is_looping)
+        model.set_looping(plan.is_looping)
         optimizers.set_rates(
             lr_multiplier=plan.lr_multiplier, momentum=plan.momentum, decay_multiplier=plan.decay_multiplier
         )
@@ -143,7 +143,7 @@ def warm_up(model: GPT, loss_function: LossFunction, recipe: TrainConfig, env: D
     saved = [parameter.detach().clone() for parameter in model.parameters()]
     optimizers = build_optimizers(model, recipe, env)
     for plan in all_plans(recipe, world_size=env.world_size):
-        set_looping(model, active=plan.is_looping)
+        model.set_looping(plan.is_looping)
         ids = torch.zeros((plan.num_sequences, plan.seq_len), dtype=torch.int64, device=env.device)
         for _ in range(steps):
             compute_gradients(model, loss_function, ids, ids, recipe, env)
@@ -151,13 +151,6 @@ def warm_up(model: GPT, loss_function: LossFunction, recipe: TrainConfig, env: D
     with torch.no_grad():
         torch._foreach_copy_(list(model.parameters()), saved)
     model.zero_grad(set_to_none=True)
-
-
-def set_looping(model: GPT, *, active: bool) -> None:
-    """Switch the looped blocks between once and all their passes; a model without loops is left alone."""
-    switch = getattr(model, "set_looping", None)
-    if callable(switch):
-        switch(active)
 
 
 def to_device(tensor: Tensor, env: DistEnv) -> Tensor:

@@ -91,15 +91,20 @@ def loop_knobs(scale: Scale) -> KnobGroup:
     )
 
     def fields(values: Values) -> Fields:
-        start = end = 0
-        if values["loop_repeats"]:
-            layers = whole(values, "loop_layers")
-            start = round(number(values, "loop_position") * (whole(values, "num_layers") - layers))
-            end = start + layers
+        start, end = looped_range(values)
         repeats = whole(values, "loop_repeats")
         return {"model.loop_start": start, "model.loop_end": end, "model.loop_repeats": repeats}
 
     return KnobGroup(params=params, baseline={"loop_repeats": 0}, fields=fields)
+
+
+def looped_range(values: Values) -> tuple[int, int]:
+    """First looped block and one past the last; (0, 0) without loops."""
+    if not values["loop_repeats"]:
+        return 0, 0
+    layers = whole(values, "loop_layers")
+    start = round(number(values, "loop_position") * (whole(values, "num_layers") - layers))
+    return start, start + layers
 
 
 def late_loop_knobs() -> KnobGroup:
@@ -300,13 +305,18 @@ def residual_knobs() -> KnobGroup:
 
     def fields(values: Values) -> Fields:
         num_layers, experts = whole(values, "num_layers"), int(values.get("num_experts", 0))
-        lanes = round(float(values.get("parallel_share", 0.0)) * num_layers)
+        parallel_start = 0
+        if values["parallel"] != "none":
+            parallel_start = num_layers - max(1, round(number(values, "parallel_share") * num_layers))
+            start, end = looped_range(values)
+            if values["parallel"] != "single" and start < parallel_start < end:
+                parallel_start = start  # two streams cannot begin inside a loop
         return {
             "model.ln_scale": values["ln_scale"],
             "model.resid_mix": values["resid_mix"],
             "model.skips": values["skips"],
             "model.parallel": values["parallel"],
-            "model.parallel_start": num_layers - max(1, lanes) if values["parallel"] != "none" else 0,
+            "model.parallel_start": parallel_start,
             "model.activation": values["activation"],
             "model.num_experts": experts,
             "model.experts_per_token": experts // 2,

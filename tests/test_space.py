@@ -40,6 +40,15 @@ def test_every_sample_is_a_valid_configuration(name: str, seed: int, vocab_size:
     assert space.build(values, vocab_size=vocab_size) == config
 
 
+def completed(space: Space, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """`values` as a point: what is not asked left out, what is missing as in the control or at random."""
+    rng, answers = np.random.default_rng(0), dict[str, Scalar]()
+    for param in space.params:
+        if param.active(answers):
+            answers[param.name] = values[param.name] if param.name in values else param.draw(rng)
+    return answers
+
+
 @pytest.mark.parametrize("name", SPACE_NAMES)
 def test_every_corner_of_the_shape_knobs_is_valid(name: str) -> None:
     """All sizes, ratios and loops, with the fractional knobs at their ends: nothing is built only to be refused."""
@@ -67,7 +76,7 @@ def test_every_corner_of_the_shape_knobs_is_valid(name: str) -> None:
         if looped:
             repeats, loop_layers, position = looped
             values |= {"loop_repeats": repeats, "loop_layers": loop_layers, "loop_position": position}
-        model = space.build(values).model
+        model = space.build(completed(space, values)).model
         assert abs(model.mlp_mult - mlp_mult) * model_dim <= 32 + 1e-9
         assert len(model.virtual_layers) == num_layers + (looped[0] * looped[1] if looped else 0)
 
@@ -76,24 +85,37 @@ def test_every_corner_of_the_shape_knobs_is_valid(name: str) -> None:
 def test_each_parameter_reaches_the_configuration(name: str) -> None:
     """No knob is dead: changing any one of them, where it is asked, changes what is built."""
     space = named_space(name)
-    everything_on = dict(space.control) | {
+    known = {param.name for param in space.params}
+    answers: dict[str, Scalar] = {
         "loop_repeats": 1,
         "loop_layers": 2,
         "loop_position": 0.0,
+        "loop_at": 0.1,
+        "iteration_embeddings": True,
         "decay": True,
         "weight_decay": 0.05,
+        "decay_final": 0.7,
         "ema": True,
         "ema_gap": 0.01,
+        "min_lr": 0.1,
+        "attn_gate": "sparse",
+        "gate_inputs": 8,
+        "gate_scale": 1.0,
+        "parallel": "routed",
+        "parallel_share": 0.5,
+        "bigram_dim": 64,
     }
-    built = space.build(everything_on)
+    buckets = next((param for param in space.params if param.name == "bigram_buckets"), None)
+    if isinstance(buckets, ChoiceParam):
+        answers["bigram_buckets"] = buckets.options[1]
+    chosen = dict(space.control) | {name: value for name, value in answers.items() if name in known}
+    everything_on = completed(space, chosen)
     rng = np.random.default_rng(0)
     for param in space.params:
+        values = everything_on if param.active(everything_on) else dict(space.control)  # some exclude each other
         for _ in range(50):
-            changed = everything_on | {param.name: param.draw(rng)}
-            for child in space.params:  # switching a parent off takes its children along
-                if not child.active(changed):
-                    changed.pop(child.name, None)
-            if space.build(changed) != built:
+            changed = completed(space, values | {param.name: param.draw(rng)})
+            if space.build(changed) != space.build(values):
                 break
         else:
             pytest.fail(f"{param.name} changes nothing")
