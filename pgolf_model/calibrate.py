@@ -54,10 +54,10 @@ class InputMoments(TorchFunctionMode):
     """
 
     def __init__(self, matrices: Mapping[str, Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.sums: dict[str, Tensor] = {}
         self.shapes = {name: weight.shape for name, weight in matrices.items()}
-        self.names = {id(weight): (name,) for name, weight in matrices.items()}
+        self.names: dict[int, tuple[str, ...]] = {id(weight): (name,) for name, weight in matrices.items()}
         self.alive: list[Any] = list(matrices.values())  # an id is a tensor's only while it lives
         self.last: tuple[Any, Tensor | None] = (None, None)  # q, k and v read one input
 
