@@ -30,7 +30,7 @@ from pgolf_model.curve import (
     write_shipment,
 )
 from pgolf_model.data import ByteTable
-from pgolf_model.distributed import DistEnv, dist_env_from_environ, process_group, value_of_main
+from pgolf_model.distributed import DistEnv, dist_env_from_environ, process_group
 from pgolf_model.evaluate import Score, evaluate_artifact, score, validation_set
 from pgolf_model.model import GPT
 from pgolf_model.shapes import num_params

@@ -87,7 +87,11 @@ def pack_model(
     for label, names in stream_names(shapes, kinds):
         parts = tuple(tensors[name] for name in names)
         known = cache.get(label)
-        if known is None or len(known[0]) != len(parts) or any(a is not b for a, b in zip(known[0], parts, strict=True)):
+        if (
+            known is None
+            or len(known[0]) != len(parts)
+            or any(a is not b for a, b in zip(known[0], parts, strict=True))
+        ):
             known = cache[label] = parts, _pack_stream(label, [(kinds.get(n), tensors[n]) for n in names])
         codec, blob = known[1]
         streams.append([codec, len(blob)])
@@ -160,7 +164,8 @@ def _pack_stream(label: str, parts: Sequence[tuple[MatrixKind | None, PackedTens
     if label.endswith("codes"):
         planes = []
         for kind, item in parts:
-            assert kind is not None and isinstance(item, QuantizedTensor)
+            assert kind is not None
+            assert isinstance(item, QuantizedTensor)
             planes.append((_plane(kind, tuple(item.codes.shape)), item.codes.cpu().numpy()))
         return _compress_codes(planes)
     values: list[Tensor] = []
@@ -227,15 +232,16 @@ def _unpack_body(header: Any, rest: bytes) -> UnpackedModel:
     return UnpackedModel(model=model, eval_config=eval_config, tensors=tensors)
 
 
-def _unpack_lowrank(codec: str, blob: bytes, wanted: Mapping[str, tuple[MatrixKind, tuple[int, ...]]]) -> dict[str, LowRank]:
+def _unpack_lowrank(
+    codec: str, blob: bytes, wanted: Mapping[str, tuple[MatrixKind, tuple[int, ...]]]
+) -> dict[str, LowRank]:
     """Low-rank factors: left and right as int8, scales as float16, matrix by matrix."""
     total = sum(kind.rank * (shape[0] + shape[1] + 2) for kind, shape in wanted.values())
     flat = np.frombuffer(_decompress(codec, blob, total), np.int8)
-    found, position = {}, 0
+    found = {}
     for name, (kind, (rows, cols)) in wanted.items():
-        ends = np.cumsum([position, kind.rank * rows, kind.rank * cols, 2 * kind.rank])
-        left, right, scales = (flat[start:end].copy() for start, end in zip(ends, ends[1:], strict=False))
-        position = int(ends[-1])
+        ends = np.cumsum([kind.rank * rows, kind.rank * cols, 2 * kind.rank])
+        left, right, scales, flat = (part.copy() for part in np.split(flat, ends))
         if abs(np.concatenate((left, right)).astype(np.int16)).max() > code_limit(kind.rank_bits):
             raise ValueError(f"{name}: low-rank codes do not fit {kind.rank_bits} bits")
         found[name] = LowRank(

@@ -142,10 +142,8 @@ class QuantBench:
             sigma = np.sqrt(np.square(some).mean(1, keepdims=True))
             scaled = some / np.where(sigma > 0, sigma, 1)
             cost = column_cost * np.square(sigma) * (self.weight_of_error(name) * rows / len(some))
-            if bits == 1:
-                grid = np.array([math.log2(0.798)])  # the mean magnitude: the codes are signs whatever the step
-            else:
-                grid = GRID[GRID + math.log2(limit) >= 0]  # clipping below one deviation helps nobody
+            # Signs have one best step, the mean magnitude; clipping below one deviation helps nobody.
+            grid = np.array([math.log2(0.798)]) if bits == 1 else GRID[GRID + math.log2(limit) >= 0]
             points = [_rate_and_error(scaled, step, limit, cost, binary=bits == 1) for step in np.exp2(grid)]
             tables[name] = RateTable(
                 log_steps=grid,
@@ -207,9 +205,7 @@ class QuantBench:
 
     def tensors(self, plan: Plan) -> dict[str, PackedTensor]:
         """What the artifact of a plan holds, in `param_shapes` order."""
-        return {
-            name: self.quantized(name, plan[name]) if name in plan else self.scalars[name] for name in self.shapes
-        }
+        return {name: self.quantized(name, plan[name]) if name in plan else self.scalars[name] for name in self.shapes}
 
     def artifact(self, plan: Plan) -> bytes:
         """The packed plan."""
@@ -308,9 +304,9 @@ def _fitting_plan(
 def staged_jumps(bench: QuantBench, plan: Plan) -> dict[str, float]:
     """Nats that each role adds on its way from 8 bits to the plan: embedding, attention, MLP, one after the other."""
     safe = Choice(bits=SAFE_BITS, clip_sigmas=SAFE_CLIP)
-    weights = {
-        name: tensor.float() for name, tensor in bench.scalars.items()
-    } | {name: dequantize(bench.quantized(name, safe)) for name in plan}
+    weights = {name: tensor.float() for name, tensor in bench.scalars.items()} | {
+        name: dequantize(bench.quantized(name, safe)) for name in plan
+    }
     before = bench.loss(weights)
     jumps: dict[str, float] = {}
     for role in dict.fromkeys(bench.shapes[name].role for name in plan):

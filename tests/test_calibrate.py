@@ -23,6 +23,7 @@ from pgolf_model.distributed import DistEnv
 from pgolf_model.model import GPT, build_model
 from pgolf_model.shapes import param_shapes
 
+Batch = tuple[Tensor, Tensor]
 ALONE = DistEnv()
 TINY = ModelConfig(
     vocab_size=31, num_layers=3, model_dim=16, num_heads=2, num_kv_heads=1, loop_start=1, loop_end=2, loop_repeats=2
@@ -39,13 +40,15 @@ def lively_model(config: ModelConfig = TINY, seed: int = 0) -> GPT:
     return model.eval()
 
 
-def batches_of(count: int, sequences: int = 2, length: int = 12, vocab: int = 31) -> list[tuple[Tensor, Tensor]]:
+def batches_of(count: int, sequences: int = 2, length: int = 12, vocab: int = 31) -> list[Batch]:
     generator = torch.Generator().manual_seed(7)
     ids = torch.randint(vocab, (count, sequences, length + 1), generator=generator)
     return [(item[:, :-1], item[:, 1:]) for item in ids]
 
 
-def naive_moments(model: GPT, batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+def naive_moments(
+    model: GPT, batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Tensor]:
     """x x^T one input vector at a time, of whatever reaches `F.linear` with a multiple of the weight's rows.
 
     The weight is found by comparing numbers, not by following it.
