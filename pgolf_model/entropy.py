@@ -32,7 +32,7 @@ SCALE_CLASSES = 32  # expected magnitudes from 0.1 to 100 in steps of 1.25; 1.19
 SHIFT_CLASSES = 4  # quarters of a code, of the predicted mean
 PRIOR_CODES = 512  # what the bell curve counts for; 128 and 2048 cost 0.001 bits per weight on 0.5 M weights
 CODE_WEIGHT = 256
-FORGET_CODES = 4096  # counts of a class when a batch begins weigh at most this much
+FORGET_CODES = 1024  # counts of a class when a batch begins weigh at most this much
 MAX_RANK = 16
 DIRECTION_STEPS = 8  # directions are stored in eighths of a code
 DIRECTION_BITS = 7.0  # what an entry of a direction must save: about 4.5 to store it, and fitting noise
@@ -73,9 +73,8 @@ def encode_codes(planes: Sequence[tuple[CodePlane, Matrix]]) -> bytes:
     matrices = [codes for _, codes in planes]
     bases = {i: basis for i, codes in enumerate(matrices) if (basis := _fit_basis(codes))}
     walked = [*matrices, *(basis.directions for basis in bases.values())]
-    limit = _table_limit(walked)
-    for basis in bases.values():  # needed before the bytes that the largest codes add
-        basis.directions.clip(1 - limit, limit - 1, basis.directions)
+    # Directions are needed before the bytes at the end add to the largest codes.
+    limit = max([_table_limit(walked), *(int(_sizes(basis.directions).max()) + 1 for basis in bases.values())])
     steps: list[tuple[Matrix, Matrix]] = []
 
     def record(edges: Matrix, firsts: Matrix, symbols: Matrix) -> Matrix:
@@ -188,7 +187,7 @@ class _Tables:
         offsets = np.arange(-limit, limit + 1)
         means = np.arange(shifts)[:, None] / SHIFT_CLASSES
         widths = _scale_thresholds(SCALE_CLASSES + 1)[:-1, None, None] * 1.12  # deviation, from the mean magnitude at the top
-        bell = 1 + (offsets - means) ** 2 / (32 * widths**2 + 4)  # 16th power: Student's t with 31 degrees of freedom
+        bell = 1 + (offsets - means) ** 2 / (32 * widths**2 + 1)  # 16th power: Student's t with 31 degrees of freedom
         for _ in range(4):
             bell = bell * bell
         bell = (PRIOR_CODES * CODE_WEIGHT / (2.5 * widths + 0.7) / bell).astype(np.int64) + 1
@@ -218,6 +217,7 @@ class _Tables:
         self.learn()
         self.counts = self.counts // np.maximum(1, self.counts.sum(1) // (FORGET_CODES * CODE_WEIGHT))[:, None] + 1
         self.learn()
+        self.seen = 0
 
     def see(self, slots: Matrix) -> None:
         """Symbols just coded, as indices into `edges`."""
