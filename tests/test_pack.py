@@ -182,14 +182,15 @@ def test_packing_again_costs_only_what_changed() -> None:
 @pytest.mark.parametrize("spread", [0, 5])
 def test_a_stream_longer_than_the_race_is_packed_whole(spread: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the part on which codecs compete, nothing is lost, whether bytes or codes are compressed."""
-    monkeypatch.setattr("pgolf_model.pack.RACE_BYTES", 500)
-    tensors = random_tensors(TINY, lambda: 8, seed=3)
+    monkeypatch.setattr("pgolf_model.pack.RACE_BYTES", 4000)
+    model = ModelConfig(vocab_size=24, num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1)
+    tensors = random_tensors(model, lambda: 8, seed=3)
     want = tensors["blocks.0.mlp.up"]
     assert isinstance(want, QuantizedTensor)
     for item in tensors.values():
         if isinstance(item, QuantizedTensor):
             item.codes.copy_(torch.randint(-spread, spread + 1, item.codes.shape))
-    artifact = pack_model(TINY, EvalConfig(), tensors)
+    artifact = pack_model(model, EvalConfig(), tensors)
     assert header_of(artifact)[0]["streams"][2][0] in (("codes",) if spread else ("zstd", "lzma"))
     back = unpack_model(artifact).tensors["blocks.0.mlp.up"]
     assert isinstance(back, QuantizedTensor)
