@@ -159,7 +159,7 @@ def read_checkpoint(path: Path, model: ModelConfig) -> dict[str, Tensor]:
     """
     shapes = param_shapes(model)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             check_names(set(arrays.files) - {CONFIG_ENTRY}, shapes)
             state = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in shapes}
     except (ValueError, BadZipFile, EOFError, TypeError, AttributeError) as error:

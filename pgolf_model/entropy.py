@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-TRELLIS_POLYNOMIALS = {1: (1, 0), 4: (0b101, 0b010), 8: (0b1011, 0b0100)}
+from pgolf_model.trellis import TRELLIS_POLYNOMIALS
+
 CODE_LIMIT_MAX = 255
 SCALE_CLASSES = 32  # expected magnitudes from 0.1 to 100 in steps of 1.25; 1.19 and 1.4 were as good
 SHIFT_CLASSES = 4  # quarters of a code, of the predicted mean

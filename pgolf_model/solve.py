@@ -56,6 +56,13 @@ class Choice:
         """log2 of the step in row deviations."""
         return math.log2(self.clip_sigmas / code_limit(self.bits))
 
+    def safer(self) -> Choice:
+        """One bit more, spent on a finer step and on a wider clip."""
+        return Choice(
+            bits=min(SAFE_BITS, self.bits + 1),
+            clip_sigmas=max(self.clip_sigmas, min(SAFE_CLIP, 1.5 * self.clip_sigmas)),
+        )
+
 
 Plan = dict[str, Choice]
 
@@ -228,7 +235,7 @@ def ship(bench: QuantBench, *, target_bytes: int, code_bytes: int) -> Shipment:
     """Quantize and pack: as the config says, or with `target_bytes` such that code and model fill it.
 
     When a role costs more than `max_loss_jump` on its way down from 8 bits, its steps are made smaller (explicit bits:
-    one bit more) until it does not, and under a target the other roles pay for it.
+    one more) until it does not, and under a target the other roles pay for it.
 
     Raises:
         ValueError: the weights are not finite, or even the coarsest plan is above the target.
@@ -261,8 +268,8 @@ def ship(bench: QuantBench, *, target_bytes: int, code_bytes: int) -> Shipment:
                     )
                 else:
                     plan = {
-                        name: replace(c, bits=min(SAFE_BITS, c.bits + (bench.shapes[name].role == worst)))
-                        for name, c in plan.items()
+                        name: choice.safer() if bench.shapes[name].role == worst else choice
+                        for name, choice in plan.items()
                     }
             except ValueError as error:  # the target has no room for it
                 rollback |= {"done": False, "why": str(error)}

@@ -88,7 +88,7 @@ def test_hessians_are_the_inputs_second_moments(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_weight_is_recognised_through_what_modules_do_to_it() -> None:
-    """Scaled, cast, fake-quantized with a straight-through estimate, and joined with others; never by its look alone."""
+    """Scaled, cast, fake-quantized straight-through, and joined with others; never by its look alone."""
     weights = {name: torch.randn(rows, 4, requires_grad=True) for name, rows in (("a", 3), ("b", 5), ("unused", 3))}
     x = torch.randn(2, 6, 4)
     with InputMoments(weights) as seen:
