@@ -29,7 +29,7 @@ import numpy as np
 from pgolf_model.trellis import TRELLIS_POLYNOMIALS
 
 CODE_LIMIT_MAX = 255
-SCALE_CLASSES = 32  # expected magnitudes from 0.1 to 100 in steps of 1.25; 1.19 and 1.4 were as good
+SCALE_CLASSES = 40  # expected magnitudes from 0.1 to 80 in steps of 1.19
 SHIFT_CLASSES = 4  # quarters of a code, of the predicted mean
 PRIOR_CODES = 512  # what the bell curve counts for; 128 and 2048 cost 0.001 bits per weight on 0.5 M weights
 CODE_WEIGHT = 256
@@ -66,27 +66,27 @@ def encode_codes(planes: Sequence[tuple[CodePlane, Matrix]]) -> bytes:
     """
     for index, (plane, codes) in enumerate(planes):
         if codes.shape != plane.shape or codes.dtype.kind not in "iu":
-            raise ValueError(f"plane {index}: expected integers of shape {plane.shape}, got {codes.dtype} {codes.shape}")
+            raise ValueError(f"plane {index}: expected integers {plane.shape}, got {codes.dtype} {codes.shape}")
         if max(int(codes.max()), -int(codes.min())) > plane.limit:
             raise ValueError(f"plane {index}: codes are beyond {plane.limit}")
     if not planes:
         return b""
     matrices = [codes for _, codes in planes]
-    bases = {i: basis for i, codes in enumerate(matrices) if (basis := _fit_basis(codes))}
+    bases = {i: basis for i, codes in enumerate(matrices[:255]) if (basis := _fit_basis(codes))}
     walked = [*matrices, *(basis.directions for basis in bases.values())]
     # Directions are needed before the bytes at the end add to the largest codes.
     limit = max([_table_limit(walked), *(int(_sizes(basis.directions).max()) + 1 for basis in bases.values())])
     steps: list[tuple[Matrix, Matrix]] = []
 
     def record(edges: Matrix, firsts: Matrix, symbols: Matrix) -> Matrix:
-        slots = firsts + symbols
+        slots: Matrix = firsts + symbols
         starts = edges[slots]
         steps.append((starts.astype(np.uint16), (edges[slots + 1] - starts - 1).astype(np.uint16)))
         return slots
 
     lanes = _walk([plane for plane, _ in planes], bases, walked, limit, record, decodes=False)
     states = np.full(lanes, RANS_LOW)
-    words = []
+    words: list[Matrix] = []
     while steps:
         starts, widths = (part.astype(np.int64) for part in steps.pop())
         widths += 1
@@ -97,8 +97,8 @@ def encode_codes(planes: Sequence[tuple[CodePlane, Matrix]]) -> bytes:
         state += state // widths * (65536 - widths) + starts
     header = [struct.pack("<HBB", i, len(basis.directions), basis.noise) for i, basis in bases.items()]
     rests = [(sizes[sizes >= limit] - limit).astype(np.uint8) for sizes in map(_sizes, walked)]
-    parts = [bytes([len(bases)]), *header, bytes([limit - 1]), states.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :5].tobytes(), *reversed(words), *rests]
-    return b"".join(parts)
+    ends = bytes(states.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :5])
+    return b"".join([bytes([len(bases)]), *header, bytes([limit - 1]), ends, *reversed(words), *rests])
 
 
 def decode_codes(planes: Sequence[CodePlane], data: bytes) -> list[Matrix]:
@@ -125,7 +125,7 @@ def decode_codes(planes: Sequence[CodePlane], data: bytes) -> list[Matrix]:
         raise ValueError("codes have a damaged header") from None
     matrices = [np.zeros(plane.shape, np.int16) for plane in planes]
     walked = [*matrices, *(basis.directions for basis in bases.values())]
-    lanes = max(bands.lanes for bands in _batches(planes, bases))
+    lanes = max(bands.num_lanes for bands in _batches(planes, bases))
     if len(data) < position + 5 * lanes:
         raise ValueError(f"codes are cut short: {len(data)} bytes")
     padded = np.zeros((lanes, 8), np.uint8)
@@ -139,7 +139,7 @@ def decode_codes(planes: Sequence[CodePlane], data: bytes) -> list[Matrix]:
         nonlocal used
         state = states[: len(firsts)]
         low = state & 65535
-        slots = np.searchsorted(edges, edges[firsts] + low, "right") - 1
+        slots: Matrix = np.searchsorted(edges, edges[firsts] + low, "right") - 1
         starts = edges[slots]
         new = (edges[slots + 1] - starts) * (state >> 16) + low - (starts & 65535)
         empty = np.flatnonzero(new < RANS_LOW)
@@ -165,6 +165,31 @@ def decode_codes(planes: Sequence[CodePlane], data: bytes) -> list[Matrix]:
     return matrices
 
 
+def coded_bits(plane: CodePlane, codes: Matrix, *, max_codes: int = 1 << 18) -> float:
+    """About the bits that `encode_codes` would spend on one plane among others, from rows with `max_codes` codes.
+
+    Walks the rows three times and counts the last, when the scales of columns and then the tables are known, and adds
+    what it takes to learn the columns. Some 80 us per column.
+    """
+    part = codes[:: -(-codes.size // max_codes)]
+    rows, cols = part.shape
+    basis = _fit_basis(codes)
+    limit = int(_sizes(codes).max()) + 1
+    tables = _Tables(limit, SHIFT_CLASSES if basis else 1, 1 if plane.states == 1 else 3)
+    bits: list[float] = []
+
+    def count(edges: Matrix, firsts: Matrix, symbols: Matrix) -> Matrix:
+        slots: Matrix = firsts + symbols
+        bits.append(16 * rows - float(np.log2(edges[slots + 1] - edges[slots]).sum()))
+        return slots
+
+    thrice = CodePlane(shape=(3 * rows, cols), limit=plane.limit, states=plane.states)
+    fits = [basis] if basis else []
+    _walk_batch(Bands([0], [thrice], 3, rows), fits, [np.tile(part, (3, 1))], limit, tables, count, False)
+    learning = cols * (2.5 + 4.5 * sum(len(fit.directions) for fit in fits))
+    return float(sum(bits[2 * cols :])) * len(codes) / rows + learning
+
+
 class Basis(NamedTuple):
     """Directions that the rows of a plane share."""
 
@@ -173,12 +198,12 @@ class Basis(NamedTuple):
 
 
 class Bands(NamedTuple):
-    """Planes of equal width that are walked together, `count` bands of rows one after the other."""
+    """Planes of equal width that are walked together, `num_bands` bands of rows one after the other."""
 
     indices: list[int]
     planes: list[CodePlane]
-    count: int
-    lanes: int  # rows of the largest band
+    num_bands: int
+    num_lanes: int  # rows of the largest band
 
 
 class _Tables:
@@ -187,29 +212,28 @@ class _Tables:
     def __init__(self, limit: int, shifts: int, machines: int) -> None:
         offsets = np.arange(-limit, limit + 1)
         means = np.arange(shifts)[:, None] / SHIFT_CLASSES
-        widths = _scale_thresholds(SCALE_CLASSES + 1)[:-1, None, None] * 1.12  # deviation, from the mean magnitude at the top
+        widths = _scale_thresholds(SCALE_CLASSES)[:, None, None] * 1.15  # deviations, from the largest mean magnitude
         bell = 1 + (offsets - means) ** 2 / (32 * widths**2 + 1)  # 16th power: Student's t with 31 degrees of freedom
         for _ in range(4):
             bell = bell * bell
-        bell = (PRIOR_CODES * CODE_WEIGHT / (2.5 * widths + 0.7) / bell).astype(np.int64) + 1
+        counts = (PRIOR_CODES * CODE_WEIGHT / (2.5 * widths + 0.7) / bell).astype(np.int64) + 1
+        self.counts = counts.reshape(-1, len(offsets)).repeat(machines, 0)
         self.shifts, self.machines = shifts, machines
-        self.counts = bell.reshape(-1, 1, len(offsets)).repeat(machines, 1).reshape(-1, len(offsets))
         self.seen = 0
         self.waiting: list[Matrix] = []
         self.num_waiting = 0
         self.learn()
 
     def learn(self) -> None:
-        """Count the symbols that wait and set `edges`: context c has 2**16 * c to 2**16 * (c + 1), a symbol at least 1."""
+        """Count the symbols that wait and set `edges`: from 2**16 * c to 2**16 * (c + 1) in context c."""
         if self.waiting:
-            self.counts += CODE_WEIGHT * np.bincount(
-                np.concatenate(self.waiting), minlength=self.counts.size
-            ).reshape(self.counts.shape)
+            new = np.bincount(np.concatenate(self.waiting), minlength=self.counts.size)
+            self.counts += CODE_WEIGHT * new.reshape(self.counts.shape)
         self.seen += self.num_waiting
         self.waiting, self.num_waiting = [], 0
         contexts, size = self.counts.shape
         sums = self.counts.cumsum(1)
-        edges = (sums - self.counts) * (65536 - size) // sums[:, -1:]
+        edges = (sums - self.counts) * (65536 - size) // sums[:, -1:]  # + 1 for every symbol
         edges += np.arange(size) + 65536 * np.arange(contexts)[:, None]
         self.edges = np.append(edges.ravel(), 65536 * contexts)
 
@@ -272,7 +296,7 @@ def _walk(
         tables.forget()
         fits = [bases[i] for i in batch.indices if i in bases]
         _walk_batch(batch, fits, matrices, limit, tables, coder, decodes)
-    return max(batch.lanes for batch in batches)
+    return max(batch.num_lanes for batch in batches)
 
 
 def _walk_batch(
@@ -290,26 +314,29 @@ def _walk_batch(
     thresholds = _scale_thresholds(SCALE_CLASSES - 1)
     by_column, total = np.zeros((cols, group)), np.ones(group)  # sums of magnitudes
     num_rows, num_codes = np.zeros(group), np.ones(group)
+    spread = np.zeros(group)  # sum over rows of how far their scale was from what the columns let expect, squared
     taps = np.array([TRELLIS_POLYNOMIALS[plane.states] for plane in batch.planes])
     shift: Matrix | int = 0
     centre: Matrix | int = 0  # prediction in sixteenths of a code
     if bases:
         directions, gains = _filters(bases)
-    for band in range(batch.count):
-        rows = [_band(plane, band, batch.count) for plane in batch.planes]
+    for band in range(batch.num_bands):
+        rows = [_band(plane, band, batch.num_bands) for plane in batch.planes]
         counts = [len(r) for r in rows]
         owner = np.repeat(np.arange(group), counts)
         codes = np.concatenate([matrices[i][r.start : r.stop] for i, r in zip(batch.indices, rows, strict=True)]).T
         codes = np.clip(codes, -limit, limit).astype(np.int16, order="C")
         found, expected, state = np.zeros(len(owner)), np.zeros(len(owner)), np.zeros(len(owner), np.int64)
         h0, h1 = taps[owner].T
+        # Bayes: a mean of n magnitudes is off by 0.57 / n of its square, rows differ by the rest of their spread.
+        trust = 0.57 / np.clip((spread + 0.1) / (num_rows + 4) - 0.57 / cols, 0.0005, 0.15)[owner]
         if bases:
             factors = np.zeros((directions.shape[2], len(owner)), np.int64)  # in 2**-16
             factors[0] = 65536
         for column in range(cols):
             mean = (total / num_codes * 6 + by_column[column]) / (6 + num_rows)
             usual = mean[owner]
-            scale = usual * (8 * usual + found) / (8 * usual + expected)
+            scale = usual * (trust * usual + found) / (trust * usual + expected)
             contexts = np.searchsorted(thresholds, scale)
             if bases:
                 centre = (directions[column][owner].T * factors).sum(0) >> 15
@@ -337,6 +364,7 @@ def _walk_batch(
             found += sizes
             expected += usual
         num_rows += counts
+        spread += np.bincount(owner, (found / expected - 1) ** 2, group)
         if decodes:
             for i, r, part in zip(batch.indices, rows, np.split(codes, np.cumsum(counts)[:-1], 1), strict=True):
                 matrices[i][r.start : r.stop] = part.T
@@ -348,23 +376,24 @@ def _filters(bases: list[Basis]) -> tuple[Matrix, Matrix]:
     A row's factors begin as independent standard normals, but for the first, which is 1.
     """
     rank = max(len(basis.directions) for basis in bases)
-    directions = np.stack([np.pad(b.directions, ((0, rank - len(b.directions)), (0, 0))) for b in bases]).astype(np.int64)
+    directions = np.stack([np.pad(b.directions, ((0, rank - len(b.directions)), (0, 0))) for b in bases])
+    directions = directions.astype(np.int64).transpose(2, 0, 1)
     noise = np.array([basis.noise for basis in bases]) / 4
     covariance = np.eye(rank).repeat(len(bases), 0).reshape(rank, len(bases), rank)
     covariance[0] = 0
     gains = []
-    for direction in directions.transpose(2, 0, 1) / DIRECTION_STEPS:
+    for direction in directions / DIRECTION_STEPS:
         spread = sum(covariance[j] * direction[:, j, None] for j in range(rank))
         variance = sum(spread[:, j] * direction[:, j] for j in range(rank)) + noise**2
         gain = spread / variance[:, None]
         covariance = covariance - gain.T[:, :, None] * spread
         gains.append(np.rint(gain * 65536).astype(np.int64))
-    return directions.transpose(2, 0, 1), np.stack(gains)
+    return directions, np.stack(gains)
 
 
 def _scale_thresholds(count: int) -> Matrix:
     """Expected magnitudes that separate the scale classes. A product, for `pow` is not the same everywhere."""
-    return np.cumprod(np.full(count, 1.25)) * 0.08
+    return np.cumprod(np.full(count, 1.19)) * 0.08
 
 
 def _sizes(codes: Matrix) -> Matrix:
@@ -374,7 +403,7 @@ def _sizes(codes: Matrix) -> Matrix:
 
 def _table_limit(matrices: Sequence[Matrix]) -> int:
     """The largest code in the tables. A code there or beyond costs a byte more, a table's entry 2**-16 of the codes."""
-    sizes = sum(np.bincount(_sizes(codes).ravel(), minlength=257) for codes in matrices)
+    sizes = np.sum([np.bincount(_sizes(codes).ravel(), minlength=257) for codes in matrices], 0)
     beyond = sizes[::-1].cumsum()[::-1]
     costs = 8 * beyond + beyond[0] * np.arange(257) * (2 / 45426)
     return int(costs[1:].argmin()) + 1
