@@ -11,12 +11,19 @@ from functools import cache
 from math import inf
 from typing import Literal, get_args, get_origin, get_type_hints
 
-BITS_RANGE = (2, 8)  # every bitwidth below lies in it, ends included
+BITS_RANGE = (1, 8)  # every bitwidth below lies in it, ends included; 1 is binary, 2 ternary
+
+QUANT_CHOICES = {
+    "method": ("round", "gptq"),
+    "quantizer": ("uniform", "trellis4", "trellis8"),
+    "calibration": ("train", "generate"),
+    "scalar_format": ("fp16", "fp8"),
+}
 
 
 def code_limit(bits: int) -> int:
-    """Largest code of a bitwidth; the smallest is its negative."""
-    return (1 << (bits - 1)) - 1
+    """Largest code of a bitwidth; the smallest is its negative. One bit has the codes -1 and 1, without zero."""
+    return max(1, (1 << (bits - 1)) - 1)
 
 
 @cache
@@ -314,6 +321,9 @@ class QuantConfig:
 
     A tuple of bitwidths or clips is stretched over the physical layers: one entry serves all of them, two entries
     the first and the second half, num_layers entries one layer each.
+
+    With `target_bytes` a solver chooses the steps, and so the clips, such that code and model fill the target; the bits
+    then only bound the codes.
     """
 
     embed_bits: int = 8
@@ -322,6 +332,19 @@ class QuantConfig:
     embed_clip_sigmas: float = 20.0  # clip at this many row standard deviations (parameter-golf PR #1394)
     attn_clip_sigmas: tuple[float, ...] = (12.85,)
     mlp_clip_sigmas: tuple[float, ...] = (12.85,)
+    method: Literal["round", "gptq"] = "round"  # to the nearest code, or with error feedback under the Hessian
+    quantizer: Literal["uniform", "trellis4", "trellis8"] = "uniform"  # trellis: dependent quantization, 4 or 8 states
+    group_size: int = 0  # columns that share a scale; 0 is the whole row
+    calibration: Literal["train", "generate"] = "train"  # Hessians from training shards, or from the model's own text
+    calibration_tokens: int = 65_536  # over all ranks; not read when nothing needs calibration
+    damping: float = 0.01  # added to the Hessian's diagonal, as a share of its mean (GPTQ)
+    rate_weight: float = 0.0  # squared steps of error that one bit is worth in rounding; 0.1155 at high rate
+    lowrank_rank: int = 0  # rank of the low-rank correction ...
+    lowrank_tensors: int = 0  # ... of so many matrices with the largest error (LQER, atlas D1)
+    scalar_format: Literal["fp16", "fp8"] = "fp16"  # gains, scales, mixes; fp8 is e4m3
+    target_bytes: int = 0  # of code and model; 0: the bits and clips above are taken as they are
+    max_loss_jump: float = 0.0  # nats that bringing one role down from 8 bits may cost, else it rolls back; 0 is off
+    curve_bytes: tuple[int, ...] = ()  # more targets to pack and score after training
 
     def __post_init__(self) -> None:
         low, high = BITS_RANGE
@@ -339,6 +362,29 @@ class QuantConfig:
         ):
             if not clips or not all(clip > 0 for clip in clips):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, options in QUANT_CHOICES.items():
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+        for name in ("group_size", "lowrank_rank", "lowrank_tensors", "target_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("damping", "rate_weight", "max_loss_jump"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if self.calibration_tokens < 1:
+            raise ValueError(f"calibration_tokens must be at least 1, got {self.calibration_tokens}")
+        if not all(target > 0 for target in self.curve_bytes):
+            raise ValueError(f"curve_bytes must be positive, got {self.curve_bytes}")
+
+    @property
+    def states(self) -> int:
+        """States of the quantizer; 1 rounds every weight alone."""
+        return {"uniform": 1, "trellis4": 4, "trellis8": 8}[self.quantizer]
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True when quantizing looks at data."""
+        return bool(self.method == "gptq" or self.target_bytes or self.max_loss_jump or self.curve_bytes)
 
     def bits(self, role: str, layer: int, num_layers: int) -> int:
         """Bits per weight of a `role` matrix in physical `layer`; the embedding ignores the layer."""

@@ -1,4 +1,5 @@
-"""The command line of the shipped script: train and leave an artifact with its metrics, or score an artifact."""
+"""The command line of the shipped script: train and leave an artifact with its metrics, score an artifact, or quantize
+a checkpoint to any size."""
 
 from __future__ import annotations
 
@@ -17,19 +18,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pgolf_model.config import EvalConfig, RunConfig
+from pgolf_model.config import RunConfig
+from pgolf_model.curve import (
+    Scoring,
+    measure_curve,
+    open_bench,
+    read_checkpoint,
+    short_audit,
+    write_atomically,
+    write_checkpoint,
+    write_shipment,
+)
 from pgolf_model.data import ByteTable
-from pgolf_model.distributed import DistEnv, dist_env_from_environ, process_group, value_of_main
+from pgolf_model.distributed import DistEnv, dist_env_from_environ, process_group
 from pgolf_model.evaluate import Score, evaluate_artifact, score, validation_set
 from pgolf_model.model import GPT
-from pgolf_model.pack import pack_model
-from pgolf_model.quantize import quantize_state
 from pgolf_model.shapes import num_params
 from pgolf_model.shards import shard_paths
 from pgolf_model.train import TrainOutcome, train
 
 ARTIFACT_NAME = "final_model.pgolf"
 METRICS_NAME = "metrics.json"
+AUDIT_NAME = "quant.json"
+CHECKPOINT_NAME = "checkpoint.npz"
 
 
 def main(config: RunConfig, argv: list[str] | None = None) -> int:
@@ -45,6 +56,8 @@ def main(config: RunConfig, argv: list[str] | None = None) -> int:
         with process_group(env):
             if options.evaluate:
                 _evaluate(options, env)
+            elif options.quantize:
+                _quantize(config, options, env)
             else:
                 _train_and_score(replace(config, seed=options.seed), options, env)
     except (ValueError, OSError) as error:
@@ -63,7 +76,12 @@ def _parse_options(argv: list[str] | None, config: RunConfig) -> argparse.Namesp
     parser.add_argument("--seed", type=int, default=config.seed, help="replaces the config's seed")
     parser.add_argument("--val", help="validation shards: folder, glob or file; --data by default")
     parser.add_argument("--evaluate", metavar="ARTIFACT", help="score this file and print one JSON document")
-    parser.add_argument("--max-tokens", type=int, default=0, help="with --evaluate: score so many leading tokens")
+    parser.add_argument("--max-tokens", type=int, help="score so many leading tokens instead; 0 scores all")
+    parser.add_argument("--keep-checkpoint", action="store_true", help=f"leave the weights in {CHECKPOINT_NAME}")
+    parser.add_argument("--quantize", metavar="CHECKPOINT", help="pack and score it, and print one JSON document")
+    parser.add_argument(
+        "--bytes", type=int, nargs="+", metavar="N", help="with --quantize: sizes of code and model, left in --out"
+    )
     options = parser.parse_args(argv)
     options.tokenizer = options.tokenizer or str(Path(options.data) / "tokenizer.model")
     names_shards = "*" in options.data or Path(options.data).is_file()
@@ -78,7 +96,7 @@ def _evaluate(options: argparse.Namespace, env: DistEnv) -> None:
     started = time.perf_counter()
     artifact = Path(options.evaluate).read_bytes()
     result, model = evaluate_artifact(
-        artifact, val=options.val, tokenizer=options.tokenizer, env=env, max_tokens=options.max_tokens
+        artifact, val=options.val, tokenizer=options.tokenizer, env=env, max_tokens=options.max_tokens or 0
     )
     if env.is_main:
         seconds = time.perf_counter() - started
@@ -93,6 +111,41 @@ def _evaluate(options: argparse.Namespace, env: DistEnv) -> None:
             "num_params": num_params(model),
             "device": _device_name(env),
             "world_size": env.world_size,
+        }
+        print(json.dumps(report, allow_nan=False))
+
+
+def _quantize(config: RunConfig, options: argparse.Namespace, env: DistEnv) -> None:
+    """Pack a checkpoint at every size asked for, by default the config's own; artifacts and audits go to `--out`."""
+    started = time.perf_counter()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    targets = options.bytes or [config.quant.target_bytes]
+    config = replace(config, quant=replace(config.quant, target_bytes=targets[0]))  # so that it calibrates if need be
+    state = read_checkpoint(Path(options.quantize), config.model)
+    max_tokens = config.eval.max_tokens if options.max_tokens is None else options.max_tokens
+    tokens, table = validation_set(
+        options.val,
+        options.tokenizer,
+        vocab_size=config.model.vocab_size,
+        seq_len=config.eval.seq_len,
+        max_tokens=max_tokens,
+    )
+    trained = _score_weights(state, config, tokens, table, env)
+    bench = open_bench(state, config, data=options.data, env=env)
+    code_bytes = Path(__file__).stat().st_size
+    scoring = Scoring(val=options.val, tokenizer=options.tokenizer, max_tokens=max_tokens)
+    points = measure_curve(bench, targets, env, code_bytes=code_bytes, folder=out, scoring=scoring, keep=True)
+    if env.is_main:
+        report = {
+            "pre_quant_val_bpb": trained.val_bpb,
+            "pre_quant_val_loss": trained.val_loss,
+            "code_bytes": code_bytes,
+            "num_params": num_params(config.model),
+            "points": points,
+            "device": _device_name(env),
+            "threads": torch.get_num_threads(),
+            "seconds": time.perf_counter() - started,
         }
         print(json.dumps(report, allow_nan=False))
 
@@ -112,13 +165,26 @@ def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEn
     _log_start(config, options, env, len(tokens) - 1)
     outcome = train(config, data=options.data, env=env, out_dir=out)
     metrics = _run_facts(config, env, outcome)
+    code_bytes = Path(__file__).stat().st_size  # the bundle's own file; bare main.py when run from the package
+    if options.keep_checkpoint and env.is_main:
+        write_checkpoint(out / CHECKPOINT_NAME, outcome.state, config)
     problem = f"the loss was not finite after step {outcome.steps}" if outcome.diverged else ""
     if not problem:
         # The data was checked before training, so an error here is about the weights: not finite, or too large.
         try:
             trained = _score_weights(outcome.state, config, tokens, table, env)
             _log(env, f"pre-quantization val_loss:{trained.val_loss:.4f} val_bpb:{trained.val_bpb:.4f}")
-            timing = _write_artifact(out / ARTIFACT_NAME, outcome.state, config, env)
+            packing = time.perf_counter()
+            bench = open_bench(outcome.state, config, data=options.data, env=env)
+            audit = write_shipment(
+                out / ARTIFACT_NAME,
+                out / AUDIT_NAME,
+                bench,
+                env,
+                target_bytes=config.quant.target_bytes,
+                code_bytes=code_bytes,
+            )
+            quantize_seconds = time.perf_counter() - packing
         except ValueError as error:
             problem = str(error)
     if problem:
@@ -134,7 +200,10 @@ def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEn
     )
     eval_seconds = time.perf_counter() - eval_started
 
-    code_bytes = Path(__file__).stat().st_size  # the bundle's own file; bare main.py when run from the package
+    scoring = Scoring(val=options.val, tokenizer=options.tokenizer, max_tokens=config.eval.max_tokens)
+    points = measure_curve(
+        bench, config.quant.curve_bytes, env, code_bytes=code_bytes, folder=out, scoring=scoring, keep=False
+    )
     metrics |= {
         "val_bpb": final.val_bpb,
         "val_loss": final.val_loss,
@@ -147,7 +216,11 @@ def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEn
         "artifact_bytes": len(artifact) + code_bytes,
         "artifact_sha256": hashlib.sha256(artifact).hexdigest(),
         "eval_seconds": eval_seconds,
-        **timing,
+        "calibrate_seconds": audit.get("calibration_seconds", 0.0),
+        "quantize_seconds": quantize_seconds,  # calibrating and packing included
+        "quant": short_audit(audit),
+        "curve": [[point["artifact_bytes"], point["val_bpb"]] for point in points if "val_bpb" in point],
+        "curve_points": points,
     }
     _log(env, f"Serialized model pgolf: {len(artifact)} bytes")
     _log(env, f"Code size: {code_bytes} bytes")
@@ -163,44 +236,6 @@ def _score_weights(
     model = GPT(config.model)
     model.load_state_dict(state)
     return score(model.eval().to(env.device), tokens, table, config.eval, env)
-
-
-def _write_artifact(path: Path, state: dict[str, Tensor], config: RunConfig, env: DistEnv) -> dict[str, float]:
-    """Quantize and pack on rank 0 while the others wait for the file.
-
-    Returns:
-        How long each took, in seconds.
-    Raises:
-        ValueError: on every rank, when rank 0 could not quantize.
-    """
-    started = packing = time.perf_counter()
-    problem = ""
-    if env.is_main:
-        try:
-            tensors = quantize_state(state, config.model, config.quant)
-            packing = time.perf_counter()
-            write_atomically(path, pack_model(config.model, _shipped_eval(config), tensors))
-        except ValueError as error:
-            problem = str(error)
-    packed = time.perf_counter()
-    if value_of_main(float(bool(problem)), env):  # also a barrier: nobody reads before the file is whole
-        raise ValueError(problem or "rank 0 could not quantize")
-    return {"quantize_seconds": packing - started, "pack_seconds": packed - packing}
-
-
-def _shipped_eval(config: RunConfig) -> EvalConfig:
-    """The artifact's eval config: a proxy's shortcut of scoring fewer tokens is not part of the model."""
-    return replace(config.eval, max_tokens=0)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _run_facts(config: RunConfig, env: DistEnv, outcome: TrainOutcome) -> dict[str, object]:

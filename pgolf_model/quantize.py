@@ -1,15 +1,19 @@
-"""Trained weights -> small integers with one scale per row, and back."""
+"""Trained weights -> small integers with steps per row or group, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pgolf_model.config import BITS_RANGE, ModelConfig, QuantConfig, code_limit
+from pgolf_model.config import ModelConfig, QuantConfig, code_limit
+from pgolf_model.gptq import feedback_factor, gptq
+from pgolf_model.lowrank import LowRank, fit_lowrank, lowrank_values
 from pgolf_model.shapes import param_shapes
+from pgolf_model.trellis import code_values
 
 # Scales are float16 with this many of the ten mantissa bits in use. A step up to 3 % off costs 0.0004 bits per weight,
 # the six dropped ones saved 5.2 bits per row (0.010 per weight at 512 columns): rows round against the stored scale.
@@ -18,54 +22,151 @@ SCALE_MANTISSA_BITS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class QuantizedTensor:
-    """A matrix as `codes * scales[:, None]`."""
+    """A matrix as codes times steps, plus a correction of low rank."""
 
-    codes: Tensor  # (rows, cols) int8 in [-code_limit(bits), code_limit(bits)]
-    scales: Tensor  # (rows,) float16, positive
-    bits: int
+    codes: Tensor  # (rows, cols) int8 in [-peak_code(bits), peak_code(bits)]
+    scales: Tensor  # float16, positive: (rows,) one step per row, or (rows, groups) one per cols / groups columns
+    bits: int  # 1..8; 1 is binary {-1, 1}, 2 ternary {-1, 0, 1}
+    states: int = 1  # 1: a value is code * step; 4 or 8: dependent quantization along the row
+    lowrank: LowRank | None = None
 
 
 PackedTensor = QuantizedTensor | Tensor  # a Tensor is a float16 `scalar` parameter
 
 
-def quantize_rows(weight: Tensor, *, bits: int, clip_sigmas: float) -> tuple[Tensor, Tensor]:
-    """Round each row to signed integers with one scale per row (SDClip).
+def peak_code(bits: int) -> int:
+    """Largest code of a bitwidth, the smallest is its negative: 2**(bits-1) - 1, and 1 for binary."""
+    return max(1, code_limit(bits))
 
-    The step is clip_sigmas * sigma / code_limit(bits). Sigma is taken about zero, as the codes are, so a constant row
-    survives; trained rows have a mean near zero. Rounding is against the scale that is stored.
+
+def row_scales(weight: Tensor, *, bits: int, clip_sigmas: float, states: int = 1, group: int = 0) -> Tensor:
+    """Step of each row, or of each group of columns in it: the largest code lies at clip_sigmas deviations (SDClip).
+
+    Sigma is taken about zero, as the codes are, so a constant row survives; trained rows have a mean near zero. With
+    several states values lie twice as far out in steps, so the step halves: the bytes stay about the same. Steps of
+    least squared error for Gaussian rows: ternary 1.224 sigma, binary 0.798.
 
     Args:
-        weight: (rows, cols), any float dtype. Computed in float32.
-        bits: integers lie in [-(2**(bits-1) - 1), 2**(bits-1) - 1].
-        clip_sigmas: where the largest code lies, in row deviations; with bits it sets the bytes and the error.
+        weight: (rows, cols), any float dtype.
+        bits: integers lie in [-peak_code(bits), peak_code(bits)].
+        clip_sigmas: where the largest code lies, in deviations; with bits it sets the bytes and the error.
+        group: columns that share a step; 0 is the whole row.
     Returns:
-        (rows, cols) int8 and (rows,) float16 scales; an all-zero row gets scale 1, a tiny one at least 2**-18.
+        float16 (rows,) or (rows, cols / group); an all-zero row or group gets 1, a tiny one at least 2**-18.
     Raises:
-        ValueError: weight is not 2-D, holds NaN or infinity, or is too large for a float16 scale.
+        ValueError: weight is not 2-D, holds NaN or infinity, is too large for a float16 scale, or cols is no
+            multiple of group.
     Source: https://github.com/openai/parameter-golf/pull/1394
     """
-    low, high = BITS_RANGE
-    if not low <= bits <= high:
-        raise ValueError(f"bits must be in [{low}, {high}], got {bits}")
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits must be in [1, 8], got {bits}")
     if not clip_sigmas > 0:
         raise ValueError(f"clip_sigmas must be positive, got {clip_sigmas}")
     if weight.ndim != 2 or not weight.numel():
         raise ValueError(f"expected a matrix with rows and columns, got shape {tuple(weight.shape)}")
+    rows, cols = weight.shape
+    if group and cols % group:
+        raise ValueError(f"columns must be a multiple of group, got {cols} and {group}")
     weight = weight.detach().float()
     if not weight.isfinite().all():
         raise ValueError("weights hold NaN or infinity; training diverged, lower the learning rate")
-    sigma = weight.square().mean(1).sqrt()
-    scales = _storable(sigma * (clip_sigmas / code_limit(bits)))
+    sigma = weight.view(rows, -1, group or cols).square().mean(2).sqrt()
+    scales = _storable(sigma * (clip_sigmas / peak_code(bits) / min(2, states)))
     if not scales.isfinite().all():
         raise ValueError(f"row deviation {sigma.max():.3g} needs a scale above float16's 65504; training diverged")
     scales = torch.where(sigma > 0, scales, torch.ones_like(scales))
-    codes = (weight / scales.float()[:, None]).round_().clamp_(-code_limit(bits), code_limit(bits))
+    return scales if group else scales[:, 0]
+
+
+def quantize_rows(weight: Tensor, *, bits: int, clip_sigmas: float) -> tuple[Tensor, Tensor]:
+    """Round each row to the nearest signed integers, with one step per row: `row_scales`, errors included.
+
+    Returns:
+        (rows, cols) int8 and (rows,) float16 scales. Rounding is against the scale that is stored.
+    """
+    scales = row_scales(weight, bits=bits, clip_sigmas=clip_sigmas)
+    limit, ratio = peak_code(bits), weight.detach().float() / scales.float()[:, None]
+    codes = ratio.round().clamp_(-limit, limit) if bits > 1 else torch.copysign(torch.ones_like(ratio), ratio)
     return codes.to(torch.int8), scales
+
+
+def quantize_matrix(
+    weight: Tensor,
+    *,
+    bits: int,
+    clip_sigmas: float,
+    hessian: Tensor | None = None,
+    states: int = 1,
+    rate_weight: float = 0.0,
+    group: int = 0,
+    damping: float = 0.01,
+    rank: int = 0,
+    rank_bits: int = 4,
+) -> QuantizedTensor:
+    """One matrix by GPTQ, with the steps of `row_scales` and, if rank > 0, a low-rank correction of what is left.
+
+    Args:
+        hessian: (cols, cols) second moments of the matrix' inputs; None rounds every weight for itself.
+        states, rate_weight, damping: as in `gptq`.
+    Raises:
+        ValueError: as `row_scales` and `gptq` do; dependent quantization of one bit.
+    """
+    if bits == 1 and (states > 1 or rate_weight):
+        raise ValueError("binary codes have no zero and cost one bit: they need states 1 and rate_weight 0")
+    scales = row_scales(weight, bits=bits, clip_sigmas=clip_sigmas, states=states, group=group)
+    weight = weight.detach().float()
+    codes = gptq(
+        weight,
+        hessian,
+        steps=scales,
+        limit=peak_code(bits),
+        states=states,
+        rate_weight=rate_weight,
+        damping=damping,
+        binary=bits == 1,
+    )
+    item = QuantizedTensor(codes=codes, scales=scales, bits=bits, states=states)
+    if rank:
+        factor = None if hessian is None else feedback_factor(hessian, damping)
+        item = replace(item, lowrank=fit_lowrank(weight - dequantize(item), factor, rank=rank, bits=rank_bits))
+    return item
+
+
+def dequantize(item: QuantizedTensor) -> Tensor:
+    """(rows, cols) float32."""
+    rows, cols = item.codes.shape
+    values = code_values(item.codes, item.states).view(rows, -1, cols // (item.scales.numel() // rows))
+    values = (values * item.scales.float().view(rows, -1, 1)).view(rows, cols)
+    return values if item.lowrank is None else values + lowrank_values(item.lowrank)
 
 
 def dequantize_rows(codes: Tensor, scales: Tensor) -> Tensor:
     """(rows, cols) float32 from `quantize_rows`' pair."""
     return codes.float() * scales.float()[:, None]
+
+
+ScalarFormat = Literal["float16", "e5m6", "e5m4", "e5m2", "e4m3"]
+
+
+def round_scalars(tensor: Tensor, format: ScalarFormat = "float16") -> Tensor:
+    """A small parameter rounded to a float of fewer bits, e exponent and m mantissa bits, returned as float16.
+
+    Every format's values are float16 values; dropped mantissa bits are zeros, which an entropy coder stores for
+    nothing. e5m2 and e4m3 are the two 8-bit floats; e4m3 ends at 448.
+    Raises:
+        ValueError: NaN, or a value above the format's largest.
+    """
+    tensor = tensor.detach().float()
+    if format == "e4m3":
+        rounded = torch.where(tensor.abs() <= 448, tensor, torch.inf).to(torch.float8_e4m3fn).half()
+    else:
+        size = _round_half(tensor.abs(), 10 if format == "float16" else int(format[-1]))
+        rounded = torch.copysign(size, tensor.half())
+    if not rounded.isfinite().all():
+        raise ValueError(
+            f"holds NaN or a value above {format}'s {448 if format == 'e4m3' else 65504}; training diverged"
+        )
+    return rounded
 
 
 def quantize_state(state: Mapping[str, Tensor], model: ModelConfig, quant: QuantConfig) -> dict[str, PackedTensor]:
@@ -82,9 +183,10 @@ def quantize_state(state: Mapping[str, Tensor], model: ModelConfig, quant: Quant
         if tuple(weight.shape) != info.shape:
             raise ValueError(f"{name}: expected shape {info.shape}, got {tuple(weight.shape)}")
         if info.role == "scalar":
-            packed[name] = half = weight.half().cpu().contiguous()
-            if not half.isfinite().all():
-                raise ValueError(f"{name}: holds NaN or a value above float16's 65504; training diverged")
+            try:
+                packed[name] = round_scalars(weight).cpu().contiguous()
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
             continue
         bits = quant.bits(info.role, info.layer, model.num_layers)
         clip_sigmas = quant.clip_sigmas(info.role, info.layer, model.num_layers)
@@ -99,8 +201,7 @@ def quantize_state(state: Mapping[str, Tensor], model: ModelConfig, quant: Quant
 def dequantize_state(tensors: Mapping[str, PackedTensor]) -> dict[str, Tensor]:
     """Float32 weights, ready for `load_state_dict`."""
     return {
-        name: dequantize_rows(item.codes, item.scales) if isinstance(item, QuantizedTensor) else item.float()
-        for name, item in tensors.items()
+        name: dequantize(item) if isinstance(item, QuantizedTensor) else item.float() for name, item in tensors.items()
     }
 
 
@@ -116,7 +217,11 @@ def check_names(given: Iterable[str], expected: Iterable[str]) -> None:
 
 def _storable(scales: Tensor) -> Tensor:
     """Round positive scales to SCALE_MANTISSA_BITS, never to zero; infinity where float16 overflows."""
-    drop = 10 - SCALE_MANTISSA_BITS
-    pattern = scales.half().view(torch.int16).int()  # of positive floats: ordered like the floats themselves
-    pattern = ((pattern + (1 << drop >> 1)) >> drop << drop).clamp(1 << drop)
-    return pattern.short().view(torch.float16)
+    return _round_half(scales, SCALE_MANTISSA_BITS).clamp_min(2.0 ** (-14 - SCALE_MANTISSA_BITS))
+
+
+def _round_half(values: Tensor, mantissa_bits: int) -> Tensor:
+    """Nonnegative values as float16 with so many mantissa bits; infinity and NaN stay what they are or overflow."""
+    drop = 10 - mantissa_bits
+    pattern = values.half().view(torch.int16).int()  # of nonnegative floats: ordered like the floats themselves
+    return ((pattern + (1 << drop >> 1)) >> drop << drop).short().view(torch.float16)

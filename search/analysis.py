@@ -51,6 +51,7 @@ class Point:
     predicted_high: int | None = None
     feasible: bool = False  # complete and within every cap
     over: tuple[str, ...] = ()  # caps that the measurement broke
+    curve: tuple[tuple[int, float], ...] = ()  # (artifact_bytes, val_bpb) of the same weights packed to other sizes
     on_front: bool = False  # not dominated by any feasible trial of its own rung
     params: dict[str, Scalar] = field(default_factory=dict)
     error: str = ""
@@ -346,6 +347,7 @@ def _measured(result: TrialResult) -> dict[str, object]:
         "tokens_seen": min(run.tokens_seen for run in runs),
         "train_seconds": result.train_seconds,
         "eval_seconds": result.eval_seconds,
+        "curve": result.curve,
     }
 
 

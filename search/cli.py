@@ -16,6 +16,7 @@ COMMANDS = {
     "search": ("search.search_cli:search", "Run a study, or go on with one."),
     "status": ("search.view_cli:status", "Show how far a study is."),
     "pareto": ("search.view_cli:pareto", "Write the page with bpb against bytes."),
+    "quantize": ("search.quantize_cli:quantize", "Pack one checkpoint to any sizes and score each."),
     "export": ("search.export_cli:export", "Write the best trial as a submission folder."),
     "verify": ("search.export_cli:verify", "Run a submission folder and recount everything it claims."),
     "evaluate": ("search.export_cli:evaluate", "Score an artifact or a submission on any shards."),

@@ -31,7 +31,7 @@ def pareto_figure(study: StudyConfig, analysis: Analysis) -> Figure:
     unscored = [p for p in analysis.points if p.val_bpb is None]
     y_range, _ = view_range([p.val_bpb or 0.0 for p in scored])
     x_range = _byte_view([p.artifact_bytes or 0 for p in scored], study.caps.artifact_bytes)
-    traces = [_promotions(scored, study, scale)]
+    traces = [_promotions(scored, study, scale), *_curves(study, scored, scale)]
     for place, rung in enumerate(study.rungs):
         traces += _front(study, analysis, rung.name, scale, top=rung.name == analysis.front_rung)
         traces += _rung_markers(study, analysis, [p for p in scored if p.rung == rung.name], place, scale)
@@ -194,6 +194,43 @@ def _promotions(scored: Sequence[Point], study: StudyConfig, scale: float) -> Tr
         "opacity": 0.55,
         "legendrank": 500,
     }
+
+
+def _curves(study: StudyConfig, scored: Sequence[Point], scale: float) -> list[Trace]:
+    """A thin line through each trial that was packed to several sizes: what its weights score at other budgets."""
+    traces: list[Trace] = []
+    for rung in study.rungs:
+        xs: list[float | None] = []
+        ys: list[float | None] = []
+        texts: list[str] = []
+        trials: list[str] = []
+        for p in (p for p in scored if p.rung == rung.name and p.curve):
+            points = sorted({*p.curve, (p.artifact_bytes or 0, p.val_bpb or 0.0)})
+            xs += [*(size / scale for size, _ in points), None]
+            ys += [*(bpb for _, bpb in points), None]
+            texts += [
+                f"<b>{escape(p.trial_id)}</b> packed to {size:,} B<br><b>{bpb:.4f}</b> bpb" for size, bpb in points
+            ]
+            texts.append("")
+            trials += [p.trial_id] * (len(points) + 1)
+        colour = rung_style(study, rung.name)[0]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": xs,
+                "y": ys,
+                "name": f"other sizes of {escape(rung.name)}",
+                "customdata": trials,
+                "hovertext": texts,
+                "hoverinfo": "text",
+                "line": {"color": colour, "width": 1},
+                "marker": {"color": colour, "size": 4},
+                "opacity": 0.7,
+                "legendrank": 600,
+            }
+        )
+    return traces
 
 
 def _rings(analysis: Analysis, scale: float) -> list[Trace]:

@@ -117,6 +117,7 @@ def _run(config: StudyConfig, *, ray_address: str) -> TrialRecord:
 @click.option("--seed", "seeds", type=int, multiple=True, help="Seed; give it several times for several runs.")
 @click.option("--cpus", type=float, default=0.0, help="CPU cores to use; all by default.")
 @click.option("--gpus", type=int, default=-1, help="GPUs to use, one torchrun rank each; all by default.")
+@click.option("--keep-checkpoint", is_flag=True, help="Keep the trained weights, for `pgolf quantize`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 def trial(
     config: str,
@@ -127,6 +128,7 @@ def trial(
     seeds: tuple[int, ...],
     cpus: float,
     gpus: int,
+    keep_checkpoint: bool,
     as_json: bool,
 ) -> None:
     """Train CONFIG (a preset or a TOML file) once per seed, exactly as a study would, and score the artifact.
@@ -154,6 +156,7 @@ def trial(
         seeds=seeds or (run_config.seed,),
         cpus=machine.cpus,
         gpus=num_gpus,
+        keep_checkpoint=keep_checkpoint,
     )
     if as_json:
         click.echo(json.dumps(to_plain(result), indent=1))

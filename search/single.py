@@ -16,7 +16,14 @@ from trials.spec import LOG_FILE, RESULT_FILE, SCRIPT_FILE, SPEC_FILE, TrialResu
 
 
 def run_single(
-    config: RunConfig, *, dataset: Dataset, folder: Path, seeds: tuple[int, ...], cpus: float, gpus: int
+    config: RunConfig,
+    *,
+    dataset: Dataset,
+    folder: Path,
+    seeds: tuple[int, ...],
+    cpus: float,
+    gpus: int,
+    keep_checkpoint: bool = False,
 ) -> TrialResult:
     """Run `config` once per seed in `folder`, showing its log; a folder with a result answers at once.
 
@@ -42,6 +49,7 @@ def run_single(
         gpus=float(gpus),
         processes=max(1, gpus),
         timeout_seconds=86_400.0,
+        keep_checkpoint=keep_checkpoint,
     )
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / SPEC_FILE).exists() and read_noun(TrialSpec, folder / SPEC_FILE) != spec:

@@ -4,44 +4,25 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pgolf_model.config import ModelConfig, QuantConfig, RunConfig, TrainConfig
+from pgolf_model.config import RunConfig
 from space.params import look_up, unknown
 from space.plain import from_plain, refuse_unknown, to_plain
+from space.records import (
+    baseline_2026_03_17,
+    binary_2026_03_24,
+    frontier_2026_04_27,
+    loop_2026_04_05,
+    loop_2026_04_09,
+    ternary_2026_03_24,
+    vocab4096_2026_04_01,
+    wide_loop,
+)
 from space.spaces import named_space
 
 SECTIONS = ("model", "train", "quant", "eval", "budget")
-
-
-def baseline_2026_03_17() -> RunConfig:
-    """The challenge's first baseline: 17,059,912 parameters, 600 s on 8xH100 (its int8 + zlib became SDClip)."""
-    return RunConfig()
-
-
-def loop_demo() -> RunConfig:
-    """The baseline with blocks 3, 4 and 5 run three times, longer sequences and the later records' schedule."""
-    base = RunConfig()
-    return replace(
-        base,
-        model=ModelConfig(num_layers=11, mlp_mult=3.0, loop_start=3, loop_end=6, loop_repeats=2, qk_gain_init=4.0),
-        train=TrainConfig(
-            seq_len=2048,
-            matrix_lr=0.022,
-            embed_lr=0.03,
-            scalar_lr=0.02,
-            matrix_weight_decay=0.09,
-            embed_weight_decay=0.09,
-            muon_momentum=0.97,
-            warmdown_fraction=0.72,
-            grad_clip=0.3,
-            ema_decay=0.9965,
-        ),
-        quant=QuantConfig(embed_bits=7, embed_clip_sigmas=15.0),
-        eval=replace(base.eval, seq_len=2048),
-    )
 
 
 def tiny() -> RunConfig:
@@ -52,7 +33,13 @@ def tiny() -> RunConfig:
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "baseline_2026_03_17": baseline_2026_03_17,
-    "loop_demo": loop_demo,
+    "vocab4096_2026_04_01": vocab4096_2026_04_01,
+    "loop_2026_04_05": loop_2026_04_05,
+    "loop_2026_04_09": loop_2026_04_09,
+    "frontier_2026_04_27": frontier_2026_04_27,
+    "ternary_2026_03_24": ternary_2026_03_24,
+    "binary_2026_03_24": binary_2026_03_24,
+    "wide_loop": wide_loop,
     "tiny": tiny,
 }
 

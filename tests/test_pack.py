@@ -15,16 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf_model.config import EvalConfig, ModelConfig, QuantConfig
+from pgolf_model.lowrank import LowRank
 from pgolf_model.pack import (
     DIGEST_BYTES,
     LZMA_FILTERS,
     MAGIC,
+    MAX_HEADER_BYTES,
     VERSION,
+    PackCache,
     UnpackedModel,
+    _checked_value,
     _digest,
-    _join_codes,
-    _split_codes,
     pack_model,
+    stream_bytes,
     unpack_model,
 )
 from pgolf_model.quantize import PackedTensor, QuantizedTensor, code_limit, quantize_state
@@ -35,7 +38,7 @@ TINY = ModelConfig(vocab_size=24, num_layers=2, model_dim=8, num_heads=2, num_kv
 
 
 def random_tensors(model: ModelConfig, bits: Callable[[], int], seed: int) -> dict[str, PackedTensor]:
-    """Anything the container must hold: codes up to the limit, any finite float16."""
+    """Anything the container must hold: codes up to the limit, any finite float16, groups, trellises, corrections."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, PackedTensor] = {}
     for name, info in param_shapes(model).items():
@@ -43,10 +46,25 @@ def random_tensors(model: ModelConfig, bits: Callable[[], int], seed: int) -> di
             tensors[name] = any_halves(rng, info.shape)
             continue
         width = bits()
+        rows, cols = info.shape
         spread = rng.integers(0, code_limit(width) + 1)  # narrow and wide codes, all zero included
         codes = rng.integers(-spread, spread + 1, info.shape).astype(np.int8)
-        scales = any_halves(rng, info.shape[:1]).abs()
-        tensors[name] = QuantizedTensor(codes=torch.from_numpy(codes), scales=scales, bits=width)
+        groups = rng.choice([0, 0, *(n for n in range(1, cols + 1) if cols % n == 0)])
+        rank, rank_bits = int(rng.integers(1, min(rows, cols) + 1)), int(rng.integers(2, 9))
+        low, high = -code_limit(rank_bits), code_limit(rank_bits) + 1
+        lowrank = LowRank(
+            left=torch.from_numpy(rng.integers(low, high, (rows, rank)).astype(np.int8)),
+            right=torch.from_numpy(rng.integers(low, high, (rank, cols)).astype(np.int8)),
+            scales=any_halves(rng, (rank,)),
+            bits=rank_bits,
+        )
+        tensors[name] = QuantizedTensor(
+            codes=torch.from_numpy(codes),
+            scales=any_halves(rng, (rows, groups) if groups else (rows,)).abs(),
+            bits=width,
+            states=int(rng.choice([1, 1, 4, 8])),
+            lowrank=lowrank if rng.random() < 0.3 else None,
+        )
     return tensors
 
 
@@ -67,15 +85,24 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.view(torch.int16), b.view(torch.int16))
 
 
-def reforge(data: bytes, edit: Callable[[dict[str, Any]], object] | str, extra: bytes = b"") -> bytes:
-    """The same artifact with another header (or header text) and a checksum that agrees."""
+def header_of(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The parsed header and the streams."""
     end = START + 2 + int.from_bytes(data[START : START + 2], "little")
-    header = json.loads(data[START + 2 : end])
+    return json.loads(zstandard.decompress(data[START + 2 : end])), data[end:]
+
+
+def sealed(packed_header: bytes, streams: bytes) -> bytes:
+    """An artifact whose checksum agrees with whatever it holds."""
+    body = len(packed_header).to_bytes(2, "little") + packed_header + streams
+    return MAGIC + bytes([VERSION]) + _digest(body) + body
+
+
+def reforge(data: bytes, edit: Callable[[dict[str, Any]], object] | str) -> bytes:
+    """The same artifact with another header (or header text) and a checksum that agrees."""
+    header, streams = header_of(data)
     if callable(edit):
         edit(header)
-    text = (edit if isinstance(edit, str) else json.dumps(header)).encode()
-    body = len(text).to_bytes(2, "little") + text + data[end:] + extra
-    return MAGIC + bytes([VERSION]) + _digest(body) + body
+    return sealed(zstandard.compress((edit if isinstance(edit, str) else json.dumps(header)).encode()), streams)
 
 
 @st.composite
@@ -100,13 +127,13 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(model=model_configs(), seed=st.integers(0, 2**31), data=st.data())
 def test_unpack_is_the_exact_inverse_and_packing_is_deterministic(
     model: ModelConfig, seed: int, data: st.DataObject
 ) -> None:
     """Configs, codes, scales and scalars come back bit for bit, in state-dict order; the same input packs alike."""
-    widths = data.draw(st.lists(st.integers(2, 8), min_size=1, max_size=5))
+    widths = data.draw(st.lists(st.integers(1, 8), min_size=1, max_size=5))
     turn = iter(range(10**6))
     tensors = random_tensors(model, lambda: widths[next(turn) % len(widths)], seed)
     eval_config = EvalConfig(seq_len=data.draw(st.integers(1, 99)), batch_tokens=data.draw(st.integers(99, 10**6)))
@@ -120,47 +147,65 @@ def test_unpack_is_the_exact_inverse_and_packing_is_deterministic(
         if isinstance(item, QuantizedTensor):
             assert isinstance(other, QuantizedTensor)
             assert other.bits == item.bits
+            assert other.states == item.states
             assert torch.equal(other.codes, item.codes)
             assert same_bits(other.scales, item.scales)
+            assert (other.lowrank is None) == (item.lowrank is None)
+            if item.lowrank is not None and other.lowrank is not None:
+                assert other.lowrank.bits == item.lowrank.bits
+                assert torch.equal(other.lowrank.left, item.lowrank.left)
+                assert torch.equal(other.lowrank.right, item.lowrank.right)
+                assert same_bits(other.lowrank.scales, item.lowrank.scales)
         else:
             assert isinstance(other, torch.Tensor)
             assert same_bits(other, item)
     reordered = dict(reversed(tensors.items()))
     assert pack_model(back.model, back.eval_config, reordered) == packed
+    found = stream_bytes(packed)
+    assert sum(found.values()) == len(packed)
+    assert {"embed", "attn", "mlp", "scalar", "header"} <= set(found)
 
 
-@given(peak=st.integers(1, 127), size=st.integers(1, 50), seed=st.integers(0, 999))
-def test_every_code_survives_joining(peak: int, size: int, seed: int) -> None:
-    """Digits in a byte are lossless for every radix, and any bytes split into codes within the peak."""
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(-peak, peak + 1, size).astype(np.int8)
-    raw = _join_codes(codes, peak)
-    assert np.array_equal(_split_codes(raw, peak, size), codes)
-    noise = _split_codes(rng.bytes(len(raw)), peak, size).astype(int)
-    assert np.abs(noise).max() <= peak
+def test_packing_again_costs_only_what_changed() -> None:
+    """With a cache, streams of the very same tensors are taken over; the bytes are those of packing afresh."""
+    first = random_tensors(TINY, lambda: 6, seed=1)
+    second = {**first, "blocks.1.mlp.up": random_tensors(TINY, lambda: 3, seed=2)["blocks.1.mlp.up"]}
+    cache: PackCache = {}
+    for tensors in (first, second, first):
+        before = dict(cache)
+        assert pack_model(TINY, EvalConfig(), tensors, cache=cache) == pack_model(TINY, EvalConfig(), tensors)
+        if before:
+            changed = {label for label, known in cache.items() if before.get(label) is not known}
+            assert {"mlp codes", "mlp scales"} <= changed <= {"mlp codes", "mlp scales", "lowrank"}
 
 
-def test_a_large_stream_is_packed_whole() -> None:
-    """Beyond the part on which codecs compete, nothing is lost."""
-    model = ModelConfig(vocab_size=5000, num_layers=1, model_dim=256)
+@pytest.mark.parametrize("spread", [0, 5])
+def test_a_stream_longer_than_the_race_is_packed_whole(spread: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the part on which codecs compete, nothing is lost, whether bytes or codes are compressed."""
+    monkeypatch.setattr("pgolf_model.pack.RACE_BYTES", 4000)
+    model = ModelConfig(vocab_size=24, num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1)
     tensors = random_tensors(model, lambda: 8, seed=3)
-    back = unpack_model(pack_model(model, EvalConfig(), tensors)).tensors["embed.weight"]
-    want = tensors["embed.weight"]
-    assert isinstance(back, QuantizedTensor)
+    want = tensors["blocks.0.mlp.up"]
     assert isinstance(want, QuantizedTensor)
+    for item in tensors.values():
+        if isinstance(item, QuantizedTensor):
+            item.codes.copy_(torch.randint(-spread, spread + 1, item.codes.shape))
+    artifact = pack_model(model, EvalConfig(), tensors)
+    assert header_of(artifact)[0]["streams"][2][0] in (("codes",) if spread else ("zstd", "lzma"))
+    back = unpack_model(artifact).tensors["blocks.0.mlp.up"]
+    assert isinstance(back, QuantizedTensor)
     assert torch.equal(back.codes, want.codes)
 
 
-def test_gaussian_codes_are_within_two_percent_of_their_entropy() -> None:
+def test_gaussian_codes_are_near_their_entropy() -> None:
     """Six bits at 12.85 sigmas take 3.328 bits by entropy (atlas D4); the atlas' best codec, brotli 11, takes 3.376."""
-    model = ModelConfig(vocab_size=2048, num_layers=1, model_dim=512, num_heads=8, num_kv_heads=4)
+    model = ModelConfig(vocab_size=512, num_layers=1, model_dim=256, num_heads=8, num_kv_heads=4)
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(info.shape, generator=generator) for name, info in param_shapes(model).items()}
     quant = QuantConfig(embed_bits=6, embed_clip_sigmas=12.85)
-    artifact = pack_model(model, EvalConfig(), quantize_state(state, model, quant))
+    found = stream_bytes(pack_model(model, EvalConfig(), quantize_state(state, model, quant)))
     weights = sum(info.size for info in param_shapes(model).values() if info.role != "scalar")
-    scalars = sum(info.size for info in param_shapes(model).values() if info.role == "scalar")
-    assert 3.32 < 8 * (len(artifact) - 2 * scalars) / weights < 3.41
+    assert 3.32 < 8 * sum(found[role] for role in ("embed", "attn", "mlp")) / weights < 3.40
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
@@ -189,8 +234,8 @@ def test_damage_foreign_files_and_newer_versions_are_told_apart() -> None:
         unpack_model(artifact[:-1] + bytes([artifact[-1] ^ 1]))
     with pytest.raises(ValueError, match=r"not a pgolf artifact: it starts with b'PK\\x03"):
         unpack_model(b"PK\x03\x04" + artifact)
-    with pytest.raises(ValueError, match=r"artifact has version 2, this code reads version 1; update pgolf"):
-        unpack_model(MAGIC + bytes([2]) + artifact[len(MAGIC) + 1 :])
+    with pytest.raises(ValueError, match=r"artifact has version 3, this code reads version 2; update pgolf"):
+        unpack_model(MAGIC + bytes([3]) + artifact[len(MAGIC) + 1 :])
 
 
 def _set(section: str, **values: object) -> Callable[[dict[str, Any]], object]:
@@ -212,31 +257,43 @@ HOSTILE: list[tuple[Callable[[dict[str, Any]], object] | str, str]] = [
     (_set("model", num_layers=-1), "num_layers must be at least 1"),
     (_set("model", num_heads=3), "num_heads"),
     (_set("model", __class__="os.system"), "unknown keys"),
-    (_set("model", num_layers=1), "one digit of bits for each of 7 matrices"),
-    (_set("model", vocab_size=25), "the config needs|holds"),
+    (_set("model", num_layers=1), "an entry for each of 7 matrices"),
+    (_set("model", vocab_size=25), "the config needs|holds|codes"),
+    (
+        _set("model", vocab_size=65_536, model_dim=4096, num_heads=2, num_layers=2, mlp_mult=0.01171875),
+        "cannot hold|damaged",
+    ),
     (_set("eval", seq_len=0), "seq_len"),
     (_set("eval", seq_len=None), "expected int, got NoneType"),
     (lambda h: h.update(eval=[]), "unknown keys"),
     (lambda h: h.update(more=1), "wrong keys"),
-    (lambda h: h.pop("bits"), "wrong keys"),
-    (lambda h: h.update(bits="9" * 13), "digit of bits"),
-    (lambda h: h.update(bits="²" * 13), "digit of bits"),
-    (lambda h: h.update(bits=list("8888888888888")), "digit of bits"),
-    (lambda h: h["streams"].pop(), "must list 5 streams"),
-    (lambda h: h.update(streams=None), "must list 5 streams"),
-    (lambda h: h["streams"].__setitem__(0, ["zstd", 1.5, 3]), "not .codec, bytes, peak"),
-    (lambda h: h["streams"].__setitem__(0, "abc"), "not .codec, bytes, peak"),
-    (lambda h: h["streams"][0].__setitem__(1, -5), "not .codec, bytes, peak"),
+    (lambda h: h.pop("matrices"), "wrong keys"),
+    (lambda h: h.update(matrices="9" * 13), "entry for each of 13 matrices"),
+    (lambda h: h["matrices"].pop(), "entry for each of 13 matrices"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0]), "embed.weight in the header: expected five integers"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 0, False]), "expected five integers"),
+    (lambda h: h["matrices"].__setitem__(0, [9, 1, 0, 0, 0]), r"embed.weight: bits must be in \[1, 8\], got 9"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 2, 0, 0, 0]), "states must be 1, 4 or 8, got 2"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 3, 0, 0]), "3 groups do not divide 8 columns"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 10**9, 0, 0]), "groups do not divide"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 10**9, 4]), "no low-rank correction of rank 1000000000"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 2, 0]), "no low-rank correction of rank 2 and 0 bits"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 2, 4]), "must list 8 streams"),
+    (lambda h: h["streams"].pop(), "must list 7 streams"),
+    (lambda h: h.update(streams=None), "must list 7 streams"),
+    (lambda h: h["streams"].__setitem__(0, ["zstd", 1.5]), "not .codec, bytes"),
+    (lambda h: h["streams"].__setitem__(0, "abc"), "not .codec, bytes"),
+    (lambda h: h["streams"][0].__setitem__(1, -5), "not .codec, bytes"),
     (lambda h: h["streams"][0].__setitem__(1, 10**30), "bytes of streams"),
     (lambda h: h["streams"][0].__setitem__(0, "pickle"), "unknown codec 'pickle'"),
-    (lambda h: h["streams"][0].__setitem__(2, 0), "declares codes up to 0"),
-    (lambda h: h["streams"][1].__setitem__(2, 32), "declares codes up to 32 in 6 bits"),
     ("[" * 60_000, "recursion"),
+    (" " * (MAX_HEADER_BYTES + 1), "header declares 131073 bytes"),
+    ("", "header declares 0 bytes"),
     ("[" * 20 + "]" * 20, "wrong keys"),
     ("null", "wrong keys"),
     ("{", "artifact is damaged: "),
-    ('{"model":{"mlp_mult":1e999},"eval":{},"bits":"","streams":[]}', "mlp_mult in the header must lie"),
-    ('{"model":{"num_layers":' + "9" * 5000 + '},"eval":{},"bits":"","streams":[]}', "artifact is damaged: "),
+    ('{"model":{"mlp_mult":1e999},"eval":{},"matrices":[],"streams":[]}', "mlp_mult in the header must lie"),
+    ('{"model":{"num_layers":' + "9" * 5000 + '},"eval":{},"matrices":[],"streams":[]}', "artifact is damaged: "),
 ]
 
 
@@ -279,13 +336,11 @@ def test_a_decompression_bomb_stays_small(which: int) -> None:
     codec, blob = bombs()[which]
     artifact = tiny_artifact()
 
-    def swap_first(header: dict[str, Any]) -> None:
-        header["streams"] = [[codec, len(blob), 1], *([["zstd", 0, 1]] * 3), ["zstd", rest - len(blob), 0]]
-
-    end = START + 2 + int.from_bytes(artifact[START : START + 2], "little")
-    forged = artifact[:end] + blob + artifact[end:]
-    rest = len(forged) - end
-    forged = reforge(forged, swap_first)
+    header, streams = header_of(artifact)
+    header["streams"][0] = [codec, len(blob)]
+    forged = sealed(
+        zstandard.compress(json.dumps(header).encode()), blob + streams[header_of(artifact)[0]["streams"][0][1] :]
+    )
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="artifact is damaged: a stream"):
@@ -293,6 +348,38 @@ def test_a_decompression_bomb_stays_small(which: int) -> None:
         assert tracemalloc.get_traced_memory()[1] < 2e6  # lzma's dictionary is 1 MiB
     finally:
         tracemalloc.stop()
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), seed=st.integers(0, 5))
+def test_flipped_bits_under_a_valid_checksum_never_do_worse_than_value_error(data: st.DataObject, seed: int) -> None:
+    """A forger can seal anything: what comes back is a refusal, or a model whose tensors keep their bounds."""
+    tensors = random_tensors(TINY, lambda: 4, seed)
+    body = bytearray(pack_model(TINY, EvalConfig(), tensors)[START:])
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    del body[data.draw(st.integers(len(body) // 2, len(body))) :]
+    try:
+        back = unpack_model(MAGIC + bytes([VERSION]) + _digest(bytes(body)) + bytes(body))
+    except ValueError:
+        return
+    pack_model(back.model, back.eval_config, back.tensors)
+
+
+def test_values_from_a_header_have_the_types_of_the_defaults() -> None:
+    """Whatever fields a config gets: numbers, flags, words, and tuples of them."""
+    assert _checked_value("a", (1, 2), [3, 4, 5]) == (3, 4, 5)
+    assert _checked_value("a", (0.5,), [1, 2.5]) == (1, 2.5)
+    assert _checked_value("a", (), ["x", 1]) == ("x", 1)
+    assert _checked_value("a", "plain", "other") == "other"
+    assert _checked_value("a", False, True) is True
+    for default, value in (
+        ((1,), 3), ((1,), ["3"]), ((1,), [1.5]), ((1,), [True]), ((1,), [[1]]), ((), [[1]]), ((), [None]), ((), [{}]),
+        ((1,), [0] * 5000), ("plain", 3), ("plain", "x" * 100), (False, 1), (3, True), (0.5, False), (0.5, "1"),
+        ((1,), [10**12]), (None, None),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="a in the header"):
+            _checked_value("a", default, value)
 
 
 def test_a_header_older_than_a_field_takes_its_default() -> None:

@@ -72,7 +72,9 @@ def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
                 reason = metrics.get("error") or "the loss was not finite"
                 status, error = "diverged", f"seed {seed}: training diverged after {metrics['steps']} steps: {reason}"
                 break
-            runs.append(from_plain(SeedRun, {key: metrics[key] for key in _SEED_RUN_KEYS}, where=METRICS_FILE))
+            runs.append(
+                from_plain(SeedRun, {key: metrics[key] for key in _SEED_RUN_KEYS if key in metrics}, where=METRICS_FILE)
+            )
         except (OSError, KeyError, ValueError) as problem:
             status, error = "failed", f"seed {seed}: the script ended without usable metrics: {problem!r}"
             break
@@ -121,7 +123,8 @@ def _command(spec: TrialSpec, script: Path, seed: int) -> list[str]:
     if spec.processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={spec.processes}"]
     options = {"--data": spec.data_dir, "--tokenizer": spec.tokenizer, "--out": ".", "--seed": str(seed)}
-    return [*launcher, str(script.absolute()), *(word for pair in options.items() for word in pair)]
+    flags = ["--keep-checkpoint"] if spec.keep_checkpoint else []
+    return [*launcher, str(script.absolute()), *(word for pair in options.items() for word in pair), *flags]
 
 
 def _environment(spec: TrialSpec) -> dict[str, str]:

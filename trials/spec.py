@@ -30,6 +30,7 @@ PROGRESS_FILE = "progress.jsonl"
 LOG_FILE = "train.log"
 WORKER_LOG = "worker.log"  # in the trial's folder: what the worker itself had to say
 ARTIFACT_FILE = "final_model.pgolf"
+CHECKPOINT_FILE = "checkpoint.npz"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +55,7 @@ class TrialSpec:
     predicted_bytes: int = 0  # forecast of artifact_bytes, made before training
     predicted_low: int = 0  # 90 % interval of the forecast
     predicted_high: int = 0
+    keep_checkpoint: bool = False  # leave the trained weights beside the artifact, for `pgolf quantize`
 
     @property
     def trial_id(self) -> str:
@@ -79,11 +81,14 @@ class SeedRun:
     total_seconds: float  # the whole process
     peak_memory_bytes: int
     artifact_sha256: str
+    curve: tuple[tuple[int, float], ...] = ()  # (artifact_bytes, val_bpb) of the same weights packed to other sizes
 
     def __post_init__(self) -> None:
         for name in ("val_bpb", "val_loss", "pre_quant_val_bpb"):
             if not isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        if not all(size > 0 and isfinite(bpb) for size, bpb in self.curve):
+            raise ValueError(f"curve must hold (bytes, finite val_bpb), got {self.curve}")
 
     @property
     def artifact_bytes(self) -> int:
@@ -117,6 +122,12 @@ class TrialResult:
     def artifact_bytes(self) -> int:
         """The largest of the seeds' artifacts, so that feasible means feasible for every seed."""
         return max(run.artifact_bytes for run in self.runs)
+
+    @property
+    def curve(self) -> tuple[tuple[int, float], ...]:
+        """The runs' curves as one: size by size the largest artifact and the mean score; empty unless all have one."""
+        columns = zip(*(run.curve for run in self.runs), strict=False)
+        return tuple((max(size for size, _ in points), fmean(bpb for _, bpb in points)) for points in columns)
 
     @property
     def train_seconds(self) -> float:

@@ -26,9 +26,9 @@ from typing import Any
 from pgolf_model.config import Budget, EvalConfig, ModelConfig, QuantConfig, RunConfig, TrainConfig
 
 CONTROL = RunConfig(
-    model=ModelConfig(vocab_size=1024, num_layers=6, model_dim=128, num_heads=4, num_kv_heads=2, mlp_mult=3.0),
+    model=ModelConfig(vocab_size=1024, num_layers=4, model_dim=128, num_heads=4, num_kv_heads=2, mlp_mult=3.0),
     train=TrainConfig(
-        batch_tokens=4096,
+        batch_tokens=2048,
         seq_len=256,
         micro_batch_tokens=2048,
         loader="shuffled",
@@ -40,11 +40,11 @@ CONTROL = RunConfig(
         compile=False,
     ),
     quant=QuantConfig(),
-    eval=EvalConfig(seq_len=256, batch_tokens=8192, max_tokens=131_072),
-    budget=Budget(steps=200),
+    eval=EvalConfig(seq_len=256, batch_tokens=8192, max_tokens=65_536),
+    budget=Budget(steps=150),
 )
 Changes = Mapping[str, Any]  # "section.field" -> value
-LOOP: Changes = {"model.loop_start": 2, "model.loop_end": 4, "model.loop_repeats": 1}
+LOOP: Changes = {"model.loop_start": 1, "model.loop_end": 3, "model.loop_repeats": 1}
 
 ELEMENTS: dict[str, Changes] = {
     "control": {},
@@ -60,26 +60,26 @@ ELEMENTS: dict[str, Changes] = {
     "no resid mix": {"model.resid_mix": False},
     "gated skips": {"model.skips": "gated"},
     "no skips": {"model.skips": "none"},
-    "XSA, all layers": {"model.xsa_layers": 6},
-    "value embedding, last 2 layers": {"model.value_embed_dim": 64, "model.value_embed_layers": (4, 5)},
+    "XSA, all layers": {"model.xsa_layers": 4},
+    "value embedding, last 2 layers": {"model.value_embed_dim": 64, "model.value_embed_layers": (2, 3)},
     "value residual": {"model.value_residual": True},
     "SmearGate v1": {"model.smear": "channel"},
     "SmearGate v2": {"model.smear": "gated"},
     "BigramHash 2,048 x 64": {"model.bigram_buckets": 2048, "model.bigram_dim": 64},
     "factored embedding, rank 64": {"model.embed_rank": 64},
-    "hashed embedding, 256 buckets": {"model.embed_buckets": 256},
+    "quotient-remainder embedding, 256 rows": {"model.embed_buckets": 256},
     "untied head": {"model.tied": False},
     "overtone embedding init": {"model.embed_init": "overtone"},
     "orthogonal matrix init": {"model.matrix_init": "orthogonal"},
     "dense attention gate": {"model.attn_gate": "dense"},
     "sparse attention gate": {"model.attn_gate": "sparse"},
-    "parallel, single stream, last 2": {"model.parallel": "single", "model.parallel_start": 4},
-    "parallel, two lanes, last 2": {"model.parallel": "lanes", "model.parallel_start": 4},
-    "parallel, routed lanes, last 2": {"model.parallel": "routed", "model.parallel_start": 4},
-    "loop 2-3 twice": LOOP,
-    "loop 2-3 twice, on at 35 %": {**LOOP, "train.loop_at": 0.35},
-    "loop 2-3 twice, iteration embeddings": {**LOOP, "model.iteration_embeddings": True},
-    "loop 2-3 three times": {**LOOP, "model.loop_repeats": 2},
+    "parallel, single stream, last 2": {"model.parallel": "single", "model.parallel_start": 2},
+    "parallel, two lanes, last 2": {"model.parallel": "lanes", "model.parallel_start": 2},
+    "parallel, routed lanes, last 2": {"model.parallel": "routed", "model.parallel_start": 2},
+    "loop 1-2 twice": LOOP,
+    "loop 1-2 twice, on at 35 %": {**LOOP, "train.loop_at": 0.35},
+    "loop 1-2 twice, iteration embeddings": {**LOOP, "model.iteration_embeddings": True},
+    "loop 1-2 three times": {**LOOP, "model.loop_repeats": 2},
     "MoEUT experts, 8 of 16": {"model.num_experts": 16, "model.experts_per_token": 8},
     "wide and shallow: 2 x 192, 3 passes": {
         "model.num_layers": 2,

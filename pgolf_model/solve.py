@@ -1,0 +1,375 @@
+"""Trained weights at a byte budget: rates and errors of every matrix, the plan, the packed artifact, the audit.
+
+The plan comes from tables (`pgolf_model.allocate`), its size from really packing it. A matrix is quantized anew only
+when its choice has changed, so meeting a size costs little more than one pass over the matrices.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgolf_model.allocate import Filled, PlanLine, RateTable, fill, plan_line
+from pgolf_model.calibrate import Calibration, calibration_loss
+from pgolf_model.config import EvalConfig, RunConfig, code_limit
+from pgolf_model.distributed import DistEnv
+from pgolf_model.gptq import feedback_factor, hessian_error
+from pgolf_model.model import GPT
+from pgolf_model.pack import PackCache, pack_model, stream_bytes
+from pgolf_model.quantize import (
+    PackedTensor,
+    QuantizedTensor,
+    check_names,
+    dequantize,
+    dequantize_state,
+    quantize_matrix,
+    quantize_rows,
+    round_scalars,
+)
+from pgolf_model.shapes import param_shapes
+
+GRID = np.arange(-18, 9) / 4  # log2 of the step in row deviations, from 0.044 to 4: about 6.5 to 0.3 bits per weight
+SAMPLED_WEIGHTS = 2**16  # per matrix, in whole rows: entropies are good to 0.001 bits, tables take seconds
+LOSS_TOKENS = 16_384  # calibration tokens on which losses are compared
+LOWRANK_BITS = 4
+SAFE_BITS, SAFE_CLIP = 8, 20.0  # where staging begins: the atlas' lossless int8
+MAX_ROLLBACKS = 6  # per role
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """How one matrix is quantized."""
+
+    bits: int
+    clip_sigmas: float  # the step is clip_sigmas / code_limit(bits) row deviations
+
+    @property
+    def log_step(self) -> float:
+        """log2 of the step in row deviations."""
+        return math.log2(self.clip_sigmas / code_limit(self.bits))
+
+    def safer(self) -> Choice:
+        """One bit more, spent on a finer step and on a wider clip."""
+        return Choice(
+            bits=min(SAFE_BITS, self.bits + 1),
+            clip_sigmas=max(self.clip_sigmas, min(SAFE_CLIP, 1.5 * self.clip_sigmas)),
+        )
+
+
+Plan = dict[str, Choice]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Shipment:
+    """One artifact and how it came about."""
+
+    artifact: bytes
+    audit: dict[str, Any]  # plain values, ready for JSON
+
+
+class QuantBench:
+    """The weights of one run, quantized at one plan after the other; a function of its arguments and the plan.
+
+    Args:
+        state: float32 weights on the CPU.
+        calibration: None weighs all errors alike.
+        env: its device is where matrices are quantized.
+    Raises:
+        ValueError: names or shapes differ from the model's, or a scalar cannot be stored; names the tensor.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], config: RunConfig, calibration: Calibration | None, env: DistEnv
+    ) -> None:
+        self.config, self.calibration, self.env = config, calibration, env
+        self.shapes = param_shapes(config.model)
+        check_names(state, self.shapes)
+        self.state, self.scalars = {name: state[name].detach() for name in self.shapes}, {}
+        self.cache: dict[str, dict[tuple[Choice, bool], QuantizedTensor]] = {}
+        self.pack_cache: PackCache = {}
+        self.corrected: frozenset[str] = frozenset()  # matrices with a low-rank correction
+        self.passes = 0  # matrices quantized so far
+        for name, info in self.shapes.items():
+            weight = self.state[name]
+            if tuple(weight.shape) != info.shape:
+                raise ValueError(f"{name}: expected shape {info.shape}, got {tuple(weight.shape)}")
+            if info.role == "scalar":
+                try:
+                    narrow = config.quant.scalar_format == "fp8"
+                    self.scalars[name] = round_scalars(weight, "e4m3" if narrow else "float16").cpu().contiguous()
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
+            else:
+                self.cache[name] = {}
+
+    def explicit_plan(self) -> Plan:
+        """The plan that the config's bits and clips spell out."""
+        quant, layers = self.config.quant, self.config.model.num_layers
+        where = {name: (self.shapes[name].role, self.shapes[name].layer, layers) for name in self.cache}
+        return {name: Choice(bits=quant.bits(*at), clip_sigmas=quant.clip_sigmas(*at)) for name, at in where.items()}
+
+    def hessian(self, name: str) -> Tensor | None:
+        """The inputs' second moments, None where unknown."""
+        return None if self.calibration is None else self.calibration.hessians.get(name)
+
+    def weight_of_error(self, name: str) -> float:
+        """Nats per unit of error under the Hessian; 1 without calibration."""
+        return 1.0 if self.calibration is None else self.calibration.sensitivity[name] / 2
+
+    @cached_property
+    def tables(self) -> dict[str, RateTable]:
+        """Bits and error of every matrix over the grid of steps, from plain rounding of some of its rows.
+
+        With error feedback a column's rounding error counts by the square of the feedback factor's diagonal; entropy
+        and squared error are those of plain rounding. What rate-aware or dependent rounding changes is about the same
+        for all matrices, so it moves no bits between them; the packed size is measured anyway.
+        """
+        plan, quant, tables = self.explicit_plan(), self.config.quant, {}
+        for name in self.cache:
+            weight, bits = self.state[name].float(), plan[name].bits
+            limit, (rows, cols) = code_limit(bits), weight.shape
+            hessian = self.hessian(name)
+            if hessian is None:
+                column_cost = np.ones(cols)
+            elif quant.method == "round":
+                column_cost = hessian.diagonal().double().cpu().numpy()
+            else:
+                order = hessian.diagonal().argsort(descending=True, stable=True)
+                pivots = feedback_factor(hessian[order][:, order], quant.damping).diagonal().double() ** -2
+                column_cost = torch.empty_like(pivots).index_copy_(0, order, pivots).cpu().numpy()
+            some = weight[:: max(1, rows * cols // SAMPLED_WEIGHTS)].numpy()
+            sigma = np.sqrt(np.square(some).mean(1, keepdims=True))
+            scaled = some / np.where(sigma > 0, sigma, 1)
+            cost = column_cost * np.square(sigma) * (self.weight_of_error(name) * rows / len(some))
+            # Signs have one best step, the mean magnitude; clipping below one deviation helps nobody.
+            grid = np.array([math.log2(0.798)]) if bits == 1 else GRID[GRID + math.log2(limit) >= 0]
+            points = [_rate_and_error(scaled, step, limit, cost, binary=bits == 1) for step in np.exp2(grid)]
+            tables[name] = RateTable(
+                log_steps=grid,
+                bits=np.array([rate for rate, _ in points]) * rows * cols,
+                errors=np.array([error for _, error in points]),
+            )
+        return tables
+
+    def plan_at(self, log_steps: Mapping[str, float]) -> Plan:
+        """Choices of so large steps, within the config's bits."""
+        explicit = self.explicit_plan()
+        return {
+            name: replace(explicit[name], clip_sigmas=2.0**step * code_limit(explicit[name].bits))
+            for name, step in log_steps.items()
+        }
+
+    def correct_largest(self, plan: Plan) -> None:
+        """Give the low-rank correction to the matrices that the plan hurts most."""
+        quant = self.config.quant
+        if quant.lowrank_rank and quant.lowrank_tensors:
+            errors = {
+                name: float(np.interp(plan[name].log_step, table.log_steps, table.errors))
+                for name, table in self.tables.items()
+            }
+            self.corrected = frozenset(sorted(errors, key=errors.__getitem__)[-quant.lowrank_tensors :])
+
+    def quantized(self, name: str, choice: Choice) -> QuantizedTensor:
+        """One matrix at its choice; the last three of each matrix are kept."""
+        quant, kept, key = self.config.quant, self.cache[name], (choice, name in self.corrected)
+        if key not in kept:
+            self.passes += 1
+            while len(kept) > 2:
+                kept.pop(next(iter(kept)))
+            weight = self.state[name].to(self.env.device)
+            plain = quant.method == "round" and quant.states == 1 and not (quant.rate_weight or quant.group_size)
+            try:
+                if plain and not key[1]:
+                    codes, scales = quantize_rows(weight, bits=choice.bits, clip_sigmas=choice.clip_sigmas)
+                    item = QuantizedTensor(codes=codes, scales=scales, bits=choice.bits)
+                else:
+                    binary = choice.bits == 1
+                    cols = weight.shape[1]
+                    item = quantize_matrix(
+                        weight,
+                        bits=choice.bits,
+                        clip_sigmas=choice.clip_sigmas,
+                        hessian=self.hessian(name) if quant.method == "gptq" else None,
+                        states=1 if binary else quant.states,
+                        rate_weight=0.0 if binary else quant.rate_weight,
+                        group=quant.group_size if quant.group_size and cols % quant.group_size == 0 else 0,
+                        damping=quant.damping,
+                        rank=min(quant.lowrank_rank, *weight.shape) if key[1] else 0,
+                        rank_bits=LOWRANK_BITS,
+                    )
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            kept[key] = replace(item, codes=item.codes.cpu().contiguous(), scales=item.scales.cpu().contiguous())
+        return kept[key]
+
+    def tensors(self, plan: Plan) -> dict[str, PackedTensor]:
+        """What the artifact of a plan holds, in `param_shapes` order."""
+        return {name: self.quantized(name, plan[name]) if name in plan else self.scalars[name] for name in self.shapes}
+
+    def artifact(self, plan: Plan) -> bytes:
+        """The packed plan."""
+        return pack_model(self.config.model, shipped_eval(self.config), self.tensors(plan), cache=self.pack_cache)
+
+    @cached_property
+    def model(self) -> GPT:
+        """A model to load weights into."""
+        return GPT(self.config.model).eval().to(self.env.device)
+
+    def loss(self, state: Mapping[str, Tensor]) -> float:
+        """Nats per token of some weights on the first calibration tokens of this rank."""
+        assert self.calibration is not None
+        batches = self.calibration.batches
+        self.model.load_state_dict(dict(state))
+        return calibration_loss(self.model, batches[: max(1, LOSS_TOKENS // batches[0][0].numel())], self.env)
+
+
+def ship(bench: QuantBench, *, target_bytes: int, code_bytes: int) -> Shipment:
+    """Quantize and pack: as the config says, or with `target_bytes` such that code and model fill it.
+
+    When a role costs more than `max_loss_jump` on its way down from 8 bits, its steps are made smaller (explicit bits:
+    one more) until it does not, and under a target the other roles pay for it.
+
+    Raises:
+        ValueError: the weights are not finite, or even the coarsest plan is above the target.
+    """
+    started, passes = time.perf_counter(), bench.passes
+    filled: Filled | None = None
+    rollbacks: list[dict[str, Any]] = []
+    coarsest: dict[str, float] = {}  # largest log2 step that a role may take; filled by rollbacks
+    plan = bench.explicit_plan()
+    if target_bytes:
+        plan, filled = _fitting_plan(bench, target_bytes, code_bytes, coarsest)
+    else:
+        bench.correct_largest(plan)
+    jumps: dict[str, float] = {}
+    if bench.config.quant.max_loss_jump:
+        tried: dict[str, int] = {}
+        while True:
+            jumps = staged_jumps(bench, plan)
+            worst = max(jumps, key=jumps.__getitem__)
+            tried[worst] = tried.get(worst, 0) + 1
+            if jumps[worst] <= bench.config.quant.max_loss_jump or tried[worst] > MAX_ROLLBACKS:
+                break
+            rollback = {"role": worst, "loss_jump": jumps[worst], "done": True}
+            rollbacks.append(rollback)
+            try:
+                if target_bytes:
+                    steps = [c.log_step for name, c in plan.items() if bench.shapes[name].role == worst]
+                    plan, filled = _fitting_plan(
+                        bench, target_bytes, code_bytes, coarsest := coarsest | {worst: max(steps) - 0.5}
+                    )
+                else:
+                    plan = {
+                        name: choice.safer() if bench.shapes[name].role == worst else choice
+                        for name, choice in plan.items()
+                    }
+            except ValueError as error:  # the target has no room for it
+                rollback |= {"done": False, "why": str(error)}
+                break
+    artifact = bench.artifact(plan)
+    audit = _audit(bench, plan, artifact, code_bytes=code_bytes, target_bytes=target_bytes)
+    audit |= {
+        "fill": None if filled is None else {"ended": filled.ended, "packs": filled.tries},
+        "loss_jumps": jumps,
+        "rollbacks": rollbacks,
+        "matrices_quantized": bench.passes - passes,
+        "seconds": time.perf_counter() - started,
+        "calibration_seconds": bench.calibration.seconds if bench.calibration else 0.0,
+    }
+    return Shipment(artifact=artifact, audit=audit)
+
+
+def _fitting_plan(
+    bench: QuantBench, target_bytes: int, code_bytes: int, coarsest: Mapping[str, float]
+) -> tuple[Plan, Filled]:
+    """The plan of the target, no role's steps above what `coarsest` allows it."""
+    tables = {}
+    for name, table in bench.tables.items():
+        fine = table.log_steps <= coarsest.get(bench.shapes[name].role, math.inf)
+        fine[0] = True
+        tables[name] = RateTable(log_steps=table.log_steps[fine], bits=table.bits[fine], errors=table.errors[fine])
+    line: PlanLine = plan_line(tables)
+    rows = sum(info.shape[0] for info in bench.shapes.values() if info.role != "scalar")
+    guess = 8.0 * (target_bytes - code_bytes) - 6 * rows - 12 * sum(map(torch.numel, bench.scalars.values())) - 8000
+    bench.correct_largest(bench.plan_at(line.at(guess)))
+
+    def size_of(bits: float) -> int:
+        return code_bytes + len(bench.artifact(bench.plan_at(line.at(bits))))
+
+    filled = fill(size_of, line, target=target_bytes, guess=guess)
+    return bench.plan_at(line.at(filled.bits)), filled
+
+
+def staged_jumps(bench: QuantBench, plan: Plan) -> dict[str, float]:
+    """Nats that each role adds on its way from 8 bits to the plan: embedding, attention, MLP, one after the other."""
+    safe = Choice(bits=SAFE_BITS, clip_sigmas=SAFE_CLIP)
+    weights = {name: tensor.float() for name, tensor in bench.scalars.items()} | {
+        name: dequantize(bench.quantized(name, safe)) for name in plan
+    }
+    before = bench.loss(weights)
+    jumps: dict[str, float] = {}
+    for role in dict.fromkeys(bench.shapes[name].role for name in plan):
+        members = [name for name in plan if bench.shapes[name].role == role]
+        weights |= {name: dequantize(bench.quantized(name, plan[name])) for name in members}
+        after = bench.loss(weights)
+        jumps[role], before = after - before, after
+    return jumps
+
+
+def shipped_eval(config: RunConfig) -> EvalConfig:
+    """The artifact's eval config: a proxy's shortcut of scoring fewer tokens is not part of the model."""
+    return replace(config.eval, max_tokens=0)
+
+
+def _audit(bench: QuantBench, plan: Plan, artifact: bytes, *, code_bytes: int, target_bytes: int) -> dict[str, Any]:
+    """Where the bytes and the errors are; `bytes` adds up to the artifact."""
+    num_params = sum(info.size for info in bench.shapes.values())
+    tensors: dict[str, dict[str, Any]] = {}
+    for name, choice in plan.items():
+        weight, item = bench.state[name].float(), bench.quantized(name, choice)
+        error, hessian = dequantize(item) - weight, bench.hessian(name)
+        damage = hessian_error(error, None if hessian is None else hessian.cpu()) * bench.weight_of_error(name)
+        tensors[name] = {
+            "bits": choice.bits,
+            "step_sigmas": round(2.0**choice.log_step, 5),
+            "relative_error": float(error.square().sum() / weight.square().sum().clamp_min(1e-30)),
+            "error_nats" if bench.calibration else "squared_error": damage,
+            **({"lowrank": True} if item.lowrank is not None else {}),
+        }
+    audit: dict[str, Any] = {
+        "target_bytes": target_bytes,
+        "artifact_bytes": len(artifact) + code_bytes,
+        "model_bytes": len(artifact),
+        "code_bytes": code_bytes,
+        "bits_per_weight": 8 * len(artifact) / num_params,
+        "bytes": stream_bytes(artifact),
+        "tensors": tensors,
+    }
+    if bench.calibration is not None:
+        audit |= {
+            "loss_before": bench.loss(bench.state),
+            "loss_after": bench.loss(dequantize_state(bench.tensors(plan))),
+            "predicted_loss_increase": sum(t["error_nats"] for t in tensors.values()),
+            "calibration_tokens": bench.calibration.tokens,
+            "without_hessian": sorted(set(plan) - set(bench.calibration.hessians)),
+        }
+    return audit
+
+
+def _rate_and_error(
+    scaled: np.ndarray, step: float, limit: int, cost: np.ndarray, *, binary: bool
+) -> tuple[float, float]:
+    """Entropy in bits per weight of rounded weights, and their squared error times `cost`."""
+    codes = np.sign(scaled) if binary else np.clip(np.rint(scaled / step), -limit, limit)
+    error = float((np.square(scaled - codes * step) * cost).sum())
+    counts = np.bincount((codes + limit).astype(np.int64).ravel())
+    shares = counts[counts > 0] / codes.size
+    return float(-(shares * np.log2(shares)).sum()), error
