@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-# A boolean tensor, or FlexAttention's BlockMask, which is not imported here: that takes a second.
-DocumentMask = Any
+DocumentMask = Tensor | BlockMask
 
 
 def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: DocumentMask | None) -> Tensor:
@@ -31,7 +31,7 @@ def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: DocumentMask
         y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, attn_mask=mask, enable_gqa=grouped)
     else:
         # FlexAttention is only fast compiled: by the torch.compile around the model, else by its own.
-        kernel = flex_kernel() if torch.compiler.is_compiling() else compiled_flex_kernel()
+        kernel: Any = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
         y_BHTK = kernel(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=grouped)
     return y_BHTK.transpose(1, 2)
 
@@ -44,9 +44,8 @@ def document_mask(ids_BT: Tensor, bos_id: int) -> DocumentMask:
     return (documents_BT[:, None, :, None] == documents_BT[:, None, None, :]).tril()
 
 
-def flex_mask(documents_BT: Tensor) -> DocumentMask:
+def flex_mask(documents_BT: Tensor) -> BlockMask:
     """The same for FlexAttention, which skips blocks in which nothing is seen."""
-    from torch.nn.attention.flex_attention import create_block_mask
 
     def sees(b: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (documents_BT[b, query] == documents_BT[b, key])
@@ -55,15 +54,8 @@ def flex_mask(documents_BT: Tensor) -> DocumentMask:
     return create_block_mask(sees, num_sequences, None, seq_len, seq_len, device=documents_BT.device)
 
 
-def flex_kernel() -> Callable[..., Tensor]:
-    """FlexAttention itself."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    kernel: Callable[..., Tensor] = flex_attention
-    return kernel
-
-
 @cache
-def compiled_flex_kernel() -> Callable[..., Tensor]:
+def compiled_flex_attention() -> Callable[..., Tensor]:
     """FlexAttention as one kernel."""
-    return torch.compile(flex_kernel(), dynamic=False)
+    kernel: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
+    return kernel

@@ -76,6 +76,7 @@ def test_kernels_are_explicit_softmax_over_what_is_seen(num_heads: int, num_kv_h
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.filterwarnings("default")  # torch deprecates what its own tracing of a mask does
 def test_flex_attention_takes_the_block_mask() -> None:
     """The GPU's way through the lookup, on the CPU, in a compiled model and alone: the plain mask's numbers."""
     q, k, v = random_heads(num_heads=4, num_kv_heads=2, seq_len=300, size=16)

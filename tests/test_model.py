@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from naive_model import naive_logits, random_ids, random_model, small_configs
 from torch import Tensor
 
-from pgolf_model.config import ModelConfig
+from pgolf_model.config import ModelConfig, TrainConfig
+from pgolf_model.distributed import DistEnv
 from pgolf_model.model import GPT, build_model
+from pgolf_model.optim import build_optimizers
 from pgolf_model.shapes import param_shapes
 
 LOOPED = ModelConfig(
@@ -379,6 +381,27 @@ def test_every_parameter_learns(config: ModelConfig) -> None:
     assert torch.autograd.gradcheck(loss, weights, fast_mode=True)
     model(ids, targets).backward()
     assert [name for name in names if not model.get_parameter(name).grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("config", [FRONTIER, EVERYTHING_ELSE], ids=["frontier", "everything_else"])
+def test_every_element_trains_with_the_optimizers(config: ModelConfig) -> None:
+    """Muon and AdamW take every parameter, and forty steps on one batch learn most of it by heart."""
+    model = build_model(config, seed=0)
+    optimizers = build_optimizers(model, TrainConfig(matrix_lr=0.02, embed_lr=0.02, scalar_lr=0.02), DistEnv())
+    ids = random_ids(config, 4, 17)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    losses = []
+    for step in range(40):
+        model.set_looping(step >= 10)
+        model.zero_grad(set_to_none=True)
+        loss = model(ids[:, :-1], ids[:, 1:])
+        torch.autograd.backward(loss)
+        optimizers.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(math.log(37), abs=0.02)
+    assert losses[-1] < 0.5 * losses[0]
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert all(moved)
 
 
 def test_losses_are_cross_entropies_of_the_logits() -> None:
