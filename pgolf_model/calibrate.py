@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pgolf_model.config import RunConfig
-from pgolf_model.data import train_batches
+from pgolf_model.data import TrainingWindows
 from pgolf_model.distributed import DistEnv, all_reduce_sum
 from pgolf_model.model import GPT
 from pgolf_model.shapes import param_shapes
@@ -155,16 +155,15 @@ def calibration_batches(config: RunConfig, model: GPT, *, data: str, env: DistEn
             for i in range(count)
         ]
         return [(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()) for tokens in text]
-    stream = train_batches(
+    windows = TrainingWindows(
         shard_paths(data, "train"),
+        loader="shuffled",
         batch_tokens=sequences * seq_len * env.world_size,
-        seq_len=seq_len,
         rank=env.rank,
         world_size=env.world_size,
-        loader="shuffled",
         seed=config.seed,
     )
-    return [next(stream) for _ in range(count)]
+    return [windows.next_batch(sequences, seq_len) for _ in range(count)]
 
 
 @torch.no_grad()

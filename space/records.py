@@ -75,9 +75,7 @@ def loop_2026_04_05() -> RunConfig:
             loop_end=6,
             loop_repeats=2,
         ),
-        train=replace(
-            base.train, loader="shuffled", muon_normalize_rows=True, muon_momentum_warmup=0.3, loop_at=0.5
-        ),
+        train=replace(base.train, loader="shuffled", muon_normalize_rows=True, muon_momentum_warmup=0.3, loop_at=0.5),
     )
 
 

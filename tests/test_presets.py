@@ -29,7 +29,7 @@ def test_the_baseline_has_the_record_parameter_count() -> None:
 
 def test_the_loop_preset_runs_three_blocks_three_times() -> None:
     """Blocks 3, 4, 5 come three times in the virtual order."""
-    assert preset("loop_demo").model.virtual_layers == (0, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10)
+    assert preset("loop_2026_04_09").model.virtual_layers == (0, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10)
 
 
 def write(folder: Path, text: str) -> str:
