@@ -87,7 +87,8 @@ class SelfAttention(nn.Module):
 
 def exclude_own_value(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
     """Exclusive self-attention (XSA): y - (y . u) u with u the direction of the token's own value."""
-    u_BTG1K = F.normalize(v_BTGK, dim=-1)[:, :, :, None]
-    y_BTGK = y_BTHK.view(*v_BTGK.shape[:3], -1, v_BTGK.shape[3])  # the H / G heads that share a value, one row each
-    along_BTG = (y_BTGK * u_BTG1K).sum(-1, keepdim=True)
-    return torch.addcmul(y_BTGK, along_BTG, u_BTG1K, value=-1).view_as(y_BTHK)
+    # Autocast computes norms and sums in float32; the stream keeps its own dtype.
+    u_BTG1K = F.normalize(v_BTGK, dim=-1).to(y_BTHK.dtype)[:, :, :, None]
+    y_BTGHK = y_BTHK.view(*v_BTGK.shape[:3], -1, v_BTGK.shape[3])  # the H / G heads that share a value, one row each
+    along_BTGH1 = (y_BTGHK * u_BTG1K).sum(-1, keepdim=True).to(y_BTHK.dtype)
+    return torch.addcmul(y_BTGHK, along_BTGH1, u_BTG1K, value=-1).view_as(y_BTHK)
