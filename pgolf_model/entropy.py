@@ -95,7 +95,7 @@ def encode_codes(planes: Sequence[tuple[CodePlane, Matrix]]) -> bytes:
         state[full] >>= 16
         state += state // widths * (65536 - widths) + starts
     header = [struct.pack("<HBB", i, len(basis.directions), basis.noise) for i, basis in bases.items()]
-    rests = [(sizes[sizes >= limit] - limit).astype(np.uint8) for sizes in map(_sizes, walked)]
+    rests = [bytes((sizes[sizes >= limit] - limit).astype(np.uint8)) for sizes in map(_sizes, walked)]
     ends = bytes(states.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :5])
     return b"".join([bytes([len(bases)]), *header, bytes([limit - 1]), ends, *reversed(words), *rests])
 
@@ -186,7 +186,7 @@ def coded_bits(plane: CodePlane, codes: Matrix, *, max_codes: int = 1 << 18) -> 
     fits = [basis] if basis else []
     _walk_batch(Bands([0], [thrice], 3, rows), fits, [np.tile(part, (3, 1))], limit, tables, count, False)
     learning = cols * (2.5 + 4.5 * sum(len(fit.directions) for fit in fits))
-    return float(sum(bits[2 * cols :])) * len(codes) / rows + learning
+    return float(sum(bits[2 * cols :]) * len(codes) / rows + learning)
 
 
 class Basis(NamedTuple):
@@ -412,6 +412,8 @@ def _fit_basis(codes: Matrix) -> Basis | None:
     """The directions that save more bits than they cost; None where there are none."""
     rows, cols = codes.shape
     sample = codes[:: -(-rows // 2048)].astype(np.float32)
+    most = 6 * float(np.square(sample).mean()) ** 0.5
+    sample = sample.clip(-most, most)  # single large codes are no direction
     mean = sample.mean(0)
     centred = sample - mean
     count = min(MAX_RANK - 1, len(sample), cols)
