@@ -20,6 +20,7 @@ from pgolf_model.pack import pack_model
 from pgolf_model.quantize import quantize_state
 from pgolf_model.shapes import num_params, param_shapes
 from search.size_cli import size, verdict
+from space.quant_knobs import CLIP_SIGMAS
 from space.sizing import (
     EMBED_DEFICIT,
     MATRIX_FACTOR,
@@ -29,7 +30,7 @@ from space.sizing import (
     huffman_bits,
     normal_code_bytes,
 )
-from space.spaces import CLIP_SIGMAS, named_space
+from space.spaces import named_space
 
 
 def normal_state(model: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
