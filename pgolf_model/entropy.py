@@ -23,14 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-<<<<<<< HEAD
+from pgolf_model.directions import MAX_RANK, Basis, fit_basis, kalman_gains
 from pgolf_model.trellis import TRELLIS_POLYNOMIALS
 
-=======
-from pgolf_model.directions import MAX_RANK, Basis, fit_basis, kalman_gains
-
-TRELLIS_POLYNOMIALS = {1: (1, 0), 4: (0b101, 0b010), 8: (0b1011, 0b0100)}
->>>>>>> coder
 CODE_LIMIT_MAX = 255
 SCALE_CLASSES = 40  # expected magnitudes from 0.1 to 80 in steps of 1.19
 SHIFT_CLASSES = 4  # quarters of a code, of the predicted mean
