@@ -3,11 +3,8 @@
 All matrices pass through one coder. A lane is a row on its way along the columns, and one numpy step codes one column
 of every lane. A matrix is walked in bands of rows, so a column's scale is known from the bands above; a row's own
 scale is learned on its way. The two give the expected magnitude, whose class picks one of the tables of counts, which
-start as a bell curve of that width and follow the codes. No table is stored.
-
-Trained embeddings have a few strong directions: rows = mean + factors @ directions + noise. Where it pays, the encoder
-stores the directions (as one more matrix of codes) and both sides run a Kalman filter per row: from the codes so far
-it estimates the row's factors and predicts the next code. Source of the idea: probabilistic PCA, Tipping & Bishop 1999.
+start as a bell curve of that width and follow the codes. No table is stored. Matrices whose rows share directions are
+shifted by a prediction first (directions.py); the directions are coded as matrices of their own.
 
 Both sides must compute the same bits on any machine: integers, or float64 under + - * / and sqrt alone, each element
 by itself or summed in an order that is fixed (sums of whole sixteenths are exact in any order). No BLAS, exp, or log.
@@ -26,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pgolf_model.directions import MAX_RANK, Basis, fit_basis, kalman_gains
 from pgolf_model.trellis import TRELLIS_POLYNOMIALS
 
 CODE_LIMIT_MAX = 255
@@ -34,9 +32,6 @@ SHIFT_CLASSES = 4  # quarters of a code, of the predicted mean
 PRIOR_CODES = 512  # what the bell curve counts for; 128 and 2048 cost 0.001 bits per weight on 0.5 M weights
 CODE_WEIGHT = 256
 FORGET_CODES = 1024  # counts of a class when a batch begins weigh at most this much
-MAX_RANK = 16
-DIRECTION_STEPS = 8  # directions are stored in eighths of a code
-DIRECTION_BITS = 7.0  # what an entry of a direction must save: about 4.5 to store it, and fitting noise
 RANS_LOW = 1 << 24  # states lie in [2**24, 2**40), 5 bytes; 2**16 for 2 bytes less cost 0.008 bits per weight
 
 Matrix = np.ndarray
@@ -72,7 +67,7 @@ def encode_codes(planes: Sequence[tuple[CodePlane, Matrix]]) -> bytes:
     if not planes:
         return b""
     matrices = [codes for _, codes in planes]
-    bases = {i: basis for i, codes in enumerate(matrices[:255]) if (basis := _fit_basis(codes))}
+    bases = {i: basis for i, codes in enumerate(matrices[:255]) if (basis := fit_basis(codes))}
     walked = [*matrices, *(basis.directions for basis in bases.values())]
     # Directions are needed before the bytes at the end add to the largest codes.
     limit = max([_table_limit(walked), *(int(_sizes(basis.directions).max()) + 1 for basis in bases.values())])
@@ -96,7 +91,7 @@ def encode_codes(planes: Sequence[tuple[CodePlane, Matrix]]) -> bytes:
         state[full] >>= 16
         state += state // widths * (65536 - widths) + starts
     header = [struct.pack("<HBB", i, len(basis.directions), basis.noise) for i, basis in bases.items()]
-    rests = [(sizes[sizes >= limit] - limit).astype(np.uint8) for sizes in map(_sizes, walked)]
+    rests = [bytes((sizes[sizes >= limit] - limit).astype(np.uint8)) for sizes in map(_sizes, walked)]
     ends = bytes(states.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :5])
     return b"".join([bytes([len(bases)]), *header, bytes([limit - 1]), ends, *reversed(words), *rests])
 
@@ -173,7 +168,7 @@ def coded_bits(plane: CodePlane, codes: Matrix, *, max_codes: int = 1 << 18) -> 
     """
     part = codes[:: -(-codes.size // max_codes)]
     rows, cols = part.shape
-    basis = _fit_basis(codes)
+    basis = fit_basis(codes)
     limit = int(_sizes(codes).max()) + 1
     tables = _Tables(limit, SHIFT_CLASSES if basis else 1, 1 if plane.states == 1 else 3)
     bits: list[float] = []
@@ -187,14 +182,7 @@ def coded_bits(plane: CodePlane, codes: Matrix, *, max_codes: int = 1 << 18) -> 
     fits = [basis] if basis else []
     _walk_batch(Bands([0], [thrice], 3, rows), fits, [np.tile(part, (3, 1))], limit, tables, count, False)
     learning = cols * (2.5 + 4.5 * sum(len(fit.directions) for fit in fits))
-    return float(sum(bits[2 * cols :])) * len(codes) / rows + learning
-
-
-class Basis(NamedTuple):
-    """Directions that the rows of a plane share."""
-
-    directions: Matrix  # (rank, cols) in steps of 1 / DIRECTION_STEPS code; the first is the mean of the rows
-    noise: int  # deviation of what the directions leave, in quarters of a code
+    return float(sum(bits[2 * cols :]) * len(codes) / rows + learning)
 
 
 class Bands(NamedTuple):
@@ -319,7 +307,7 @@ def _walk_batch(
     shift: Matrix | int = 0
     centre: Matrix | int = 0  # prediction in sixteenths of a code
     if bases:
-        directions, gains = _filters(bases)
+        directions, gains = kalman_gains(bases)
     for band in range(batch.num_bands):
         rows = [_band(plane, band, batch.num_bands) for plane in batch.planes]
         counts = [len(r) for r in rows]
@@ -370,27 +358,6 @@ def _walk_batch(
                 matrices[i][r.start : r.stop] = part.T
 
 
-def _filters(bases: list[Basis]) -> tuple[Matrix, Matrix]:
-    """(cols, planes, rank) directions and Kalman gains: what an error of one code adds to each factor, in 2**-16.
-
-    A row's factors begin as independent standard normals, but for the first, which is 1.
-    """
-    rank = max(len(basis.directions) for basis in bases)
-    directions = np.stack([np.pad(b.directions, ((0, rank - len(b.directions)), (0, 0))) for b in bases])
-    directions = directions.astype(np.int64).transpose(2, 0, 1)
-    noise = np.array([basis.noise for basis in bases]) / 4
-    covariance = np.eye(rank).repeat(len(bases), 0).reshape(rank, len(bases), rank)
-    covariance[0] = 0
-    gains = []
-    for direction in directions / DIRECTION_STEPS:
-        spread = sum(covariance[j] * direction[:, j, None] for j in range(rank))
-        variance = sum(spread[:, j] * direction[:, j] for j in range(rank)) + noise**2
-        gain = spread / variance[:, None]
-        covariance = covariance - gain.T[:, :, None] * spread
-        gains.append(np.rint(gain * 65536).astype(np.int64))
-    return directions, np.stack(gains)
-
-
 def _scale_thresholds(count: int) -> Matrix:
     """Expected magnitudes that separate the scale classes. A product, for `pow` is not the same everywhere."""
     return np.cumprod(np.full(count, 1.19)) * 0.08
@@ -407,30 +374,3 @@ def _table_limit(matrices: Sequence[Matrix]) -> int:
     beyond = sizes[::-1].cumsum()[::-1]
     costs = 8 * beyond + beyond[0] * np.arange(257) * (2 / 45426)
     return int(costs[1:].argmin()) + 1
-
-
-def _fit_basis(codes: Matrix) -> Basis | None:
-    """The directions that save more bits than they cost; None where there are none."""
-    rows, cols = codes.shape
-    sample = codes[:: -(-rows // 2048)].astype(np.float32)
-    mean = sample.mean(0)
-    centred = sample - mean
-    count = min(MAX_RANK - 1, len(sample), cols)
-    axes = centred[:count].T
-    for _ in range(6):
-        axes = np.linalg.qr(centred.T @ (centred @ axes))[0]
-    powers, turn = np.linalg.eigh(axes.T @ (centred.T @ (centred @ axes)) / len(sample))
-    powers, axes = powers[::-1].clip(0), axes @ turn[:, ::-1]
-    total = float(np.square(sample).sum() / len(sample))
-    best, basis = 0.0, None
-    for rank in range(1, count + 2):
-        rest = total - float(mean @ mean) - float(powers[: rank - 1].sum())
-        if rest <= cols / 400:
-            break
-        noise = rest / cols
-        saved = rows / 2 * (cols * math.log2(total / rest) - float(np.log2(1 + powers[: rank - 1] / noise).sum()))
-        if saved - rank * cols * DIRECTION_BITS > best:
-            best = saved - rank * cols * DIRECTION_BITS
-            steps = np.vstack([mean, (axes * np.sqrt(powers)).T[: rank - 1]]) * DIRECTION_STEPS
-            basis = Basis(np.rint(steps).clip(-127, 127).astype(np.int16), min(255, max(1, round(4 * noise**0.5))))
-    return basis

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf_model import entropy
+from pgolf_model.directions import Basis
 from pgolf_model.entropy import (
     TRELLIS_POLYNOMIALS,
-    Basis,
     CodePlane,
     coded_bits,
     decode_codes,
@@ -85,7 +85,7 @@ def planes_with_codes(draw: st.DrawFn) -> list[tuple[CodePlane, np.ndarray]]:
     return planes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(planes=planes_with_codes())
 def test_decoding_gives_the_codes_back(planes: list[tuple[CodePlane, np.ndarray]]) -> None:
     """Lossless for every shape, limit, state machine and mixture."""
@@ -238,12 +238,13 @@ def test_stream_does_not_depend_on_the_machine(monkeypatch: pytest.MonkeyPatch) 
     planes = [(plane_of(codes, states), codes) for states in (1, 4, 8)]
     digests = [hashlib.sha256(assert_round_trip(planes)).hexdigest()[:16]]
     hand = Basis(np.arange(-32, 32, dtype=np.int16).reshape(2, 32) % 13 - 6, 9)
-    monkeypatch.setattr(entropy, "_fit_basis", lambda codes: hand)
+    monkeypatch.setattr(entropy, "fit_basis", lambda codes: hand)
     digests.append(hashlib.sha256(assert_round_trip(planes)).hexdigest()[:16])
-    assert digests == ["", ""]
+    assert digests == ["d56fee62eba3c5e5", "dd0c33c25cd824f8"]
 
 
-DAMAGED = [(plane_of(codes), codes) for codes in (low_rank(400, 24, 2), gaussian(30, 40))]
+DAMAGED = [(plane_of(codes), codes) for codes in (low_rank(300, 16, 1), gaussian(30, 20))]
+assert encode_codes(DAMAGED)[0] == 1  # with a basis
 DAMAGED_BYTES = encode_codes(DAMAGED)
 
 
@@ -257,7 +258,7 @@ def decode_or_refuse(data: bytes, kinds: list[CodePlane]) -> None:
         assert abs(codes).max() <= plane.limit
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(position=st.integers(0, len(DAMAGED_BYTES) - 1), bit=st.integers(0, 7))
 def test_flipped_bits_are_refused_or_harmless(position: int, bit: int) -> None:
     """ValueError, or codes within their limits; never another exception, warning or loop."""
@@ -266,7 +267,7 @@ def test_flipped_bits_are_refused_or_harmless(position: int, bit: int) -> None:
     decode_or_refuse(bytes(data), [plane for plane, _ in DAMAGED])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.binary(max_size=60) | st.integers(0, 9).map(lambda n: np.random.default_rng(n).bytes(3000)))
 def test_any_bytes_are_refused_or_harmless(data: bytes) -> None:
     """Noise is no way to crash the decoder."""
@@ -310,8 +311,8 @@ def test_wrong_input_is_refused() -> None:
 
 
 def test_decoding_allocates_what_the_planes_need() -> None:
-    """Ten times the codes' own memory at most, for sound and for hostile streams."""
-    codes = gaussian(800, 200)
+    """Some ten times the codes' own memory and the tables, for sound and for hostile streams."""
+    codes = gaussian(5000, 8)
     data = encode_codes([(plane_of(codes), codes)])
     hostile = bytes([1, 0, 0, 16, 255]) + data[1:]
     for stream in (data, hostile):
@@ -319,7 +320,7 @@ def test_decoding_allocates_what_the_planes_need() -> None:
         decode_or_refuse(stream, [plane_of(codes)])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 10 * codes.size * 2 + 4_000_000
+        assert peak < 20 * codes.size + 4_000_000
 
 
 @pytest.mark.parametrize(
