@@ -1,8 +1,10 @@
 """What quantization must know of the data: the second moment of every matrix's inputs, and how much its errors matter.
 
 One pass over calibration tokens gives both. A matrix error E adds about
-    (sensitivity / 2) * sum over rows r of E_r H E_r^T
-nats per token to the loss, H being the mean of x x^T over the inputs x of the matrix.
+    (sensitivity / 2) * sum over rows r of weight_r E_r H E_r^T
+nats per token to the loss, H being the mean of x x^T over the inputs x of the matrix. Rows weigh alike, but in an
+embedding, where what a row's error costs goes with how often its token occurs; H then also holds what errors cost where
+rows are looked up, g g^T over the gradients g of the rows' uses.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from pgolf_model.shards import shard_paths
 SAMPLING_TEMPERATURE = 0.8
 SAMPLING_CONTEXT = 64  # tokens of the past that a generated token sees: without a cache each one costs so many
 
+ROW_FLOOR = 0.02  # least weight of an embedding's row, as a share of the mean: the sample misses rare tokens
+
 CalibrationBatch = tuple[Tensor, Tensor]  # (sequences, seq_len) inputs and targets, int64
 
 
@@ -36,6 +40,7 @@ class Calibration:
 
     hessians: dict[str, Tensor]  # (cols, cols) float32 on the model's device; a matrix never multiplied is absent
     sensitivity: dict[str, float]  # of every matrix, nats per unit of error under its Hessian, doubled
+    row_weights: dict[str, Tensor]  # (rows,) float32 of mean 1, of embeddings only
     batches: tuple[CalibrationBatch, ...]  # this rank's, on the CPU
     tokens: int  # over all ranks
     seconds: float  # sampling text included
@@ -60,6 +65,7 @@ class InputMoments(TorchFunctionMode):
         self.names: dict[int, tuple[str, ...]] = {id(weight): (name,) for name, weight in matrices.items()}
         self.alive: list[Any] = list(matrices.values())  # an id is a tensor's only while it lives
         self.last: tuple[Any, Tensor | None] = (None, None)  # q, k and v read one input
+        self.lookups: dict[str, Tensor] = {}  # sums of g g^T, filled by the backward pass
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -70,6 +76,9 @@ class InputMoments(TorchFunctionMode):
             inputs, weight = (*args, *(kwargs or {}).values())[:2]
             for name in self.names.get(id(weight), ()):
                 self.sums[name] = self.sums.get(name, 0) + self._moment(inputs)
+        elif func is F.embedding:
+            for name in self.names.get(id(args[1]), ()):
+                result.register_hook(lambda gradient, name=name: self._look_up(name, gradient))
         elif isinstance(result, Tensor) and result.ndim == 2:
             given = [item for arg in args for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
             found = tuple(dict.fromkeys(name for item in given for name in self.names.get(id(item), ())))
@@ -78,6 +87,10 @@ class InputMoments(TorchFunctionMode):
                 self.names[id(result)] = found
                 self.alive.append(result)
         return result
+
+    def _look_up(self, name: str, gradient: Tensor) -> None:
+        flat = gradient.flatten(0, -2).float()
+        self.lookups[name] = self.lookups.get(name, 0) + flat.T @ flat
 
     def _moment(self, inputs: Tensor) -> Tensor:
         if self.last[0] is not inputs or self.last[1] is None:
@@ -102,7 +115,8 @@ def calibrate(model: GPT, batches: Iterable[CalibrationBatch], env: DistEnv, *, 
     parameters = dict(model.named_parameters())
     matrices = {name: parameters[name] for name, info in param_shapes(model.config).items() if info.role != "scalar"}
     sums: dict[str, Tensor] = {}
-    traces = torch.zeros(len(matrices), dtype=torch.float64, device=env.device)
+    lookups: dict[str, Tensor] = {}
+    traces = {name: torch.zeros(len(w), dtype=torch.float64, device=env.device) for name, w in matrices.items()}
     generator = torch.Generator(env.device).manual_seed(seed + env.rank)
     num_tokens, kept = 0, []
     for ids, targets in batches:
@@ -114,24 +128,34 @@ def calibrate(model: GPT, batches: Iterable[CalibrationBatch], env: DistEnv, *, 
                 logits_NV = model.logits(ids.to(env.device)).flatten(0, -2)
             drawn = torch.multinomial(logits_NV.detach().float().softmax(-1), 1, generator=generator)[:, 0]
             F.cross_entropy(logits_NV, drawn).backward()  # type: ignore[no-untyped-call]
-        for name, value in seen.sums.items():
-            sums[name] = sums[name].add_(value) if name in sums else value.clone()
-        for i, weight in enumerate(matrices.values()):
+        for name, weight in matrices.items():
             if weight.grad is not None:
-                traces[i] += weight.grad.double().square().sum() * ids.numel() ** 2
+                traces[name] += (weight.grad.double() * ids.numel()).square().sum(1)
+            if name in seen.sums:
+                sums[name] = sums.get(name, 0) + seen.sums[name]
+            if name in seen.lookups:
+                lookups[name] = lookups.get(name, 0) + seen.lookups[name] * ids.numel() ** 2
     model.zero_grad(set_to_none=True)
-    for value in sums.values():  # the same matrices in the same order on every rank
-        all_reduce_sum(value, env)
-    all_reduce_sum(traces, env)
     num_tokens *= env.world_size
-    hessians = {name: value.div_(num_tokens) for name, value in sums.items()}
-    sensitivity = {}
-    for (name, weight), trace in zip(matrices.items(), (traces / num_tokens).tolist(), strict=True):
-        inputs = float(hessians[name].trace()) if name in hessians else float(weight.shape[1])
-        sensitivity[name] = trace / max(inputs * weight.shape[0], 1e-30)
+    for group in (sums, lookups, traces):  # the same matrices in the same order on every rank
+        for value in group.values():
+            all_reduce_sum(value, env).div_(num_tokens)
+    sensitivity, row_weights = {}, {}
+    for name, weight in matrices.items():
+        rows, total = len(weight), float(traces[name].sum())
+        if name in lookups:
+            row_weights[name] = (traces[name] / max(total / rows, 1e-30)).float().clamp_min(ROW_FLOOR)
+            row_weights[name] /= row_weights[name].mean()
+            if name in sums:  # of all that errors cost, what is not due to lookups is due to the product
+                product = max(total - float(lookups[name].trace()), 0.01 * total)
+                lookups[name] *= float(sums[name].trace()) / max(product, 1e-30)
+            sums[name] = sums.get(name, 0) + lookups[name]
+        inputs = float(sums[name].trace()) if name in sums else float(weight.shape[1])
+        sensitivity[name] = total / max(inputs * rows, 1e-30)
     return Calibration(
-        hessians=hessians,
+        hessians=sums,
         sensitivity=sensitivity,
+        row_weights=row_weights,
         batches=tuple(kept),
         tokens=num_tokens,
         seconds=time.perf_counter() - started,

@@ -19,6 +19,8 @@ from pgolf_model.trellis import code_values
 # the six dropped ones saved 5.2 bits per row (0.010 per weight at 512 columns): rows round against the stored scale.
 SCALE_MANTISSA_BITS = 4
 
+CLIP_FLOOR_SIGMAS = 4.0  # rows whose steps are made finer still reach this far
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class QuantizedTensor:
@@ -39,7 +41,15 @@ def peak_code(bits: int) -> int:
     return max(1, code_limit(bits))
 
 
-def row_scales(weight: Tensor, *, bits: int, clip_sigmas: float, states: int = 1, group: int = 0) -> Tensor:
+def row_scales(
+    weight: Tensor,
+    *,
+    bits: int,
+    clip_sigmas: float,
+    states: int = 1,
+    group: int = 0,
+    row_factors: Tensor | None = None,
+) -> Tensor:
     """Step of each row, or of each group of columns in it: the largest code lies at clip_sigmas deviations (SDClip).
 
     Sigma is taken about zero, as the codes are, so a constant row survives; trained rows have a mean near zero. With
@@ -51,6 +61,7 @@ def row_scales(weight: Tensor, *, bits: int, clip_sigmas: float, states: int = 1
         bits: integers lie in [-peak_code(bits), peak_code(bits)].
         clip_sigmas: where the largest code lies, in deviations; with bits it sets the bytes and the error.
         group: columns that share a step; 0 is the whole row.
+        row_factors: (rows,) multiples of the steps; none clips a row below CLIP_FLOOR_SIGMAS.
     Returns:
         float16 (rows,) or (rows, cols / group); an all-zero row or group gets 1, a tiny one at least 2**-18.
     Raises:
@@ -71,7 +82,10 @@ def row_scales(weight: Tensor, *, bits: int, clip_sigmas: float, states: int = 1
     if not weight.isfinite().all():
         raise ValueError("weights hold NaN or infinity; training diverged, lower the learning rate")
     sigma = weight.view(rows, -1, group or cols).square().mean(2).sqrt()
-    scales = _storable(sigma * (clip_sigmas / peak_code(bits) / min(2, states)))
+    wide = sigma * clip_sigmas
+    if row_factors is not None:
+        wide = torch.maximum(wide * row_factors[:, None], sigma * min(clip_sigmas, CLIP_FLOOR_SIGMAS))
+    scales = _storable(wide / peak_code(bits) / min(2, states))
     if not scales.isfinite().all():
         raise ValueError(f"row deviation {sigma.max():.3g} needs a scale above float16's 65504; training diverged")
     scales = torch.where(sigma > 0, scales, torch.ones_like(scales))
@@ -99,6 +113,7 @@ def quantize_matrix(
     states: int = 1,
     rate_weight: float = 0.0,
     group: int = 0,
+    row_factors: Tensor | None = None,
     damping: float = 0.01,
     rank: int = 0,
     rank_bits: int = 4,
@@ -113,7 +128,7 @@ def quantize_matrix(
     """
     if bits == 1 and (states > 1 or rate_weight):
         raise ValueError("binary codes have no zero and cost one bit: they need states 1 and rate_weight 0")
-    scales = row_scales(weight, bits=bits, clip_sigmas=clip_sigmas, states=states, group=group)
+    scales = row_scales(weight, bits=bits, clip_sigmas=clip_sigmas, states=states, group=group, row_factors=row_factors)
     weight = weight.detach().float()
     codes = gptq(
         weight,

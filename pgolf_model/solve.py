@@ -25,6 +25,7 @@ from pgolf_model.gptq import feedback_factor, hessian_error
 from pgolf_model.model import GPT
 from pgolf_model.pack import PackCache, pack_model, stream_bytes
 from pgolf_model.quantize import (
+    CLIP_FLOOR_SIGMAS,
     PackedTensor,
     QuantizedTensor,
     check_names,
@@ -125,6 +126,26 @@ class QuantBench:
         return 1.0 if self.calibration is None else self.calibration.sensitivity[name] / 2
 
     @cached_property
+    def row_factors(self) -> dict[str, Tensor]:
+        """(rows,) multiples of the steps of matrices whose rows weigh differently, their geometric mean 1.
+
+        Equal slopes make a row's step the inverse root of its weight, whatever its deviation. On a trained embedding of
+        1,024 tokens at 3 bits that cut the loss from 0.122 to 0.022 bpb against steps by deviation; frequent tokens
+        count hundreds of times as much as rare ones.
+        """
+        factors = {}
+        for name, weights in (self.calibration.row_weights if self.calibration else {}).items():
+            sigma = self.state[name].float().square().mean(1).sqrt().clamp_min(1e-12)
+            logs = -0.5 * weights.cpu().log() - sigma.log()
+            factors[name] = (logs - logs.mean()).exp()
+        return factors
+
+    def row_costs(self, name: str) -> Tensor:
+        """(rows, 1) weights of a matrix' rows, of mean 1."""
+        weights = self.calibration.row_weights.get(name) if self.calibration else None
+        return torch.ones(self.shapes[name].shape[0], 1) if weights is None else weights.cpu()[:, None]
+
+    @cached_property
     def tables(self) -> dict[str, RateTable]:
         """Bits and error of every matrix over the grid of steps, from plain rounding of some of its rows.
 
@@ -145,13 +166,21 @@ class QuantBench:
                 order = hessian.diagonal().argsort(descending=True, stable=True)
                 pivots = feedback_factor(hessian[order][:, order], quant.damping).diagonal().double() ** -2
                 column_cost = torch.empty_like(pivots).index_copy_(0, order, pivots).cpu().numpy()
-            some = weight[:: max(1, rows * cols // SAMPLED_WEIGHTS)].numpy()
+            chosen = slice(None, None, max(1, rows * cols // SAMPLED_WEIGHTS))
+            some, factors = weight[chosen].numpy(), self.row_factors.get(name)
             sigma = np.sqrt(np.square(some).mean(1, keepdims=True))
             scaled = some / np.where(sigma > 0, sigma, 1)
-            cost = column_cost * np.square(sigma) * (self.weight_of_error(name) * rows / len(some))
+            cost = column_cost * np.square(sigma) * self.row_costs(name)[chosen].numpy()
+            cost *= self.weight_of_error(name) * rows / len(some)
             # Signs have one best step, the mean magnitude; clipping below one deviation helps nobody.
             grid = np.array([math.log2(0.798)]) if bits == 1 else GRID[GRID + math.log2(limit) >= 0]
-            points = [_rate_and_error(scaled, step, limit, cost, binary=bits == 1) for step in np.exp2(grid)]
+            points = []
+            for step in np.exp2(grid):
+                steps = np.full((len(some), 1), step)
+                if factors is not None:
+                    floor = min(step, CLIP_FLOOR_SIGMAS / limit)
+                    steps = np.maximum(step * factors[chosen].numpy()[:, None], floor)
+                points.append(_rate_and_error(scaled, steps, limit, cost, binary=bits == 1))
             tables[name] = RateTable(
                 log_steps=grid,
                 bits=np.array([rate for rate, _ in points]) * rows * cols,
@@ -185,7 +214,9 @@ class QuantBench:
             while len(kept) > 2:
                 kept.pop(next(iter(kept)))
             weight = self.state[name].to(self.env.device)
-            plain = quant.method == "round" and quant.states == 1 and not (quant.rate_weight or quant.group_size)
+            factors = self.row_factors.get(name)
+            plain = quant.method == "round" and quant.states == 1 and factors is None
+            plain = plain and not (quant.rate_weight or quant.group_size)
             try:
                 if plain and not key[1]:
                     codes, scales = quantize_rows(weight, bits=choice.bits, clip_sigmas=choice.clip_sigmas)
@@ -200,6 +231,7 @@ class QuantBench:
                         hessian=self.hessian(name) if quant.method == "gptq" else None,
                         states=1 if binary else quant.states,
                         rate_weight=0.0 if binary else quant.rate_weight,
+                        row_factors=None if factors is None else factors.to(weight.device),
                         group=quant.group_size if quant.group_size and cols % quant.group_size == 0 else 0,
                         damping=quant.damping,
                         rank=min(quant.lowrank_rank, *weight.shape) if key[1] else 0,
@@ -336,7 +368,8 @@ def _audit(bench: QuantBench, plan: Plan, artifact: bytes, *, code_bytes: int, t
     for name, choice in plan.items():
         weight, item = bench.state[name].float(), bench.quantized(name, choice)
         error, hessian = dequantize(item) - weight, bench.hessian(name)
-        damage = hessian_error(error, None if hessian is None else hessian.cpu()) * bench.weight_of_error(name)
+        weighted = error * bench.row_costs(name).sqrt()
+        damage = hessian_error(weighted, None if hessian is None else hessian.cpu()) * bench.weight_of_error(name)
         tensors[name] = {
             "bits": choice.bits,
             "step_sigmas": round(2.0**choice.log_step, 5),
@@ -365,11 +398,14 @@ def _audit(bench: QuantBench, plan: Plan, artifact: bytes, *, code_bytes: int, t
 
 
 def _rate_and_error(
-    scaled: np.ndarray, step: float, limit: int, cost: np.ndarray, *, binary: bool
+    scaled: np.ndarray, steps: np.ndarray, limit: int, cost: np.ndarray, *, binary: bool
 ) -> tuple[float, float]:
-    """Entropy in bits per weight of rounded weights, and their squared error times `cost`."""
-    codes = np.sign(scaled) if binary else np.clip(np.rint(scaled / step), -limit, limit)
-    error = float((np.square(scaled - codes * step) * cost).sum())
-    counts = np.bincount((codes + limit).astype(np.int64).ravel())
-    shares = counts[counts > 0] / codes.size
-    return float(-(shares * np.log2(shares)).sum()), error
+    """Bits per weight of rounded weights, as entropies of rows of about equal steps, and squared error times `cost`."""
+    codes = np.sign(scaled) if binary else np.clip(np.rint(scaled / steps), -limit, limit)
+    error = float((np.square(scaled - codes * steps) * cost).sum())
+    classes = np.unique(np.rint(4 * np.log2(steps[:, 0])), return_inverse=True)[1][:, None]
+    counts = np.bincount((codes + limit + (2 * limit + 1) * classes).astype(np.int64).ravel())
+    counts = np.pad(counts, (0, -len(counts) % (2 * limit + 1))).reshape(-1, 2 * limit + 1)
+    where = np.nonzero(counts)
+    shares = counts[where] / counts.sum(1)[where[0]]
+    return float(-(counts[where] * np.log2(shares)).sum()) / codes.size, error

@@ -185,8 +185,8 @@ class Driver:
     ) -> TrialSpec:
         dataset = self._datasets[str(params.get(DATA_KNOB, self.study.data[0]))]
         config = rung.apply(self.space.build(params, vocab_size=dataset.manifest.vocab_size), rung.seeds[0])
-        estimate = estimate_model_bytes(config)
         code_bytes = len(bundle(config))
+        estimate = estimate_model_bytes(config, code_bytes=code_bytes)
         return TrialSpec(
             study=self.study.name,
             rung=rung.name,

@@ -26,7 +26,8 @@ def size(config: str, as_json: bool) -> None:
     from space.sizing import estimate_model_bytes
 
     run = load_config(config)
-    estimate, code = estimate_model_bytes(run), code_bytes(run)
+    code = code_bytes(run)
+    estimate = estimate_model_bytes(run, code_bytes=code)
     facts = {
         "config": config,
         "num_params": estimate.num_params,

@@ -1,9 +1,8 @@
 """Bytes of the packed model before a weight is trained: the quantizer's and the packer's arithmetic, without torch.
 
 Rows of trained matrices are close to normal and the quantizer's step is a fixed share of the row's deviation, so the
-distribution of the codes is known in advance. `pgolf_model.pack` writes the codes of one (role, bitwidth) as one
-stream, several small codes to a byte, and what compresses them best is zstd's Huffman stage: its output is the mean
-length of a Huffman code, plus a table per block. On normal weights the packer is met within 0.4 %.
+distribution of the codes is known in advance, and `pgolf_model.entropy` codes them at its entropy: on normal weights
+the packer is met within 0.6 %. With a byte target the quantizer fills it, unless its bits allow no such size.
 
 `tests/benchmarks/bench_sizing.py` measures the constants below. The idea is the records': with a clip in row deviations
 the size is known before training (https://github.com/openai/parameter-golf/pull/1394).
@@ -11,22 +10,24 @@ the size is known before training (https://github.com/openai/parameter-golf/pull
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from functools import cache
 
 from pgolf_model.config import ModelConfig, QuantConfig, RunConfig, code_limit
 from pgolf_model.shapes import num_params, param_shapes
 
-BLOCK_BYTES = 2**17  # zstd codes blocks of so many bytes ...
-TABLE_BYTES = 40  # ... each with a Huffman table of about this size
-RAREST = 2.0**-12  # zstd limits code lengths: symbols rarer than this cost as if they were not
 FIXED_BYTES = 24  # magic, version, checksum, header length
-STREAM_BYTES = 20  # a stream's entry in the header
+STREAM_BYTES = 150  # what the entropy coder spends on learning, by stream ...
+ROW_BYTES = 0.27  # ... and by row; with it 13 models of 0.3 to 2.4 M normal weights came out within 0.4 %
+FINEST, COARSEST = -4.5, 2.0  # log2 of the steps, in deviations, between which the solver of a byte target chooses
+FILL_TOLERANCE = 0.002  # a target is met from below within this share
+LOWRANK_BITS = 4.0  # per entry of a low-rank factor
+FP8_SHARE = 0.65  # of a float16 scalar's bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,7 @@ class SizeEstimate:
     model_bytes: int  # central estimate, the sum of `by_role`
     low: int  # 90 % interval of model_bytes
     high: int
-    by_role: Mapping[str, int]  # embed, attn, mlp (codes and scales), scalar, header
+    by_role: Mapping[str, int]  # embed, attn, mlp (codes and scales), scalar, header, lowrank if there is one
 
     @property
     def bits_per_param(self) -> float:
@@ -69,73 +70,86 @@ class SizeEstimate:
         return 8 * self.model_bytes / self.num_params
 
 
-def estimate_model_bytes(config: RunConfig) -> SizeEstimate:
+def estimate_model_bytes(config: RunConfig, *, code_bytes: int = 0) -> SizeEstimate:
     """Forecast the artifact's model bytes, in milliseconds.
 
     The interval adds the parts' deviations up: a run that is off is off everywhere. It covers short and long training;
     it does not know of weights that are not normal at all, such as a diverged run's.
+
+    Args:
+        code_bytes: of the script, which counts against the config's `target_bytes`; not read without a target.
     """
-    normal = normal_code_bytes(config.model, config.quant)
-    sizes: dict[str, int] = defaultdict(int)
-    num_rows: dict[str, int] = defaultdict(int)
-    for info in param_shapes(config.model).values():
-        sizes[info.role] += info.size
-        num_rows[info.role] += info.shape[0]
-
-    def parts(side: str) -> dict[str, float]:
-        factor, deficit = getattr(MATRIX_FACTOR, side), getattr(EMBED_DEFICIT, side)
-        codes = {"embed": normal["embed"] - deficit * num_rows["embed"] / 8}
-        codes |= {role: factor * normal[role] for role in ("attn", "mlp")}
-        total = {role: value + getattr(SCALE_BITS, side) * num_rows[role] / 8 for role, value in codes.items()}
-        total["scalar"] = getattr(SCALAR_BITS, side) * sizes["scalar"] / 8
-        total["header"] = _header_bytes(config)
-        return total
-
-    by_role = {role: round(value) for role, value in parts("central").items()}
+    target = config.quant.target_bytes - code_bytes if config.quant.target_bytes else 0
+    if not target:
+        parts = {side: _part_bytes(config, side, None) for side in ("low", "central", "high")}
+        low, high = (sum(parts[side].values()) for side in ("low", "high"))
+    else:
+        low, high = FINEST, COARSEST
+        for _ in range(30):
+            middle = (low + high) / 2
+            fits = sum(_part_bytes(config, "central", middle).values()) <= target
+            low, high = (low, middle) if fits else (middle, high)
+        parts = {"central": _part_bytes(config, "central", high)}
+        reached = sum(parts["central"].values())
+        ends = [sum(_part_bytes(config, side, high).values()) for side in ("low", "high")]
+        within = abs(reached - target) <= FILL_TOLERANCE * target  # else it is an end of what the bits allow
+        low, high = ((1 - FILL_TOLERANCE) * target, target) if within else ends
+    by_role = {role: int(value) for role, value in parts["central"].items()}
     return SizeEstimate(
         num_params=num_params(config.model),
         model_bytes=sum(by_role.values()),
-        low=math.floor(sum(parts("low").values())),
-        high=math.ceil(sum(parts("high").values())),
+        low=math.floor(min(low, sum(by_role.values()))),
+        high=math.ceil(max(high, sum(by_role.values()))),
         by_role=by_role,
     )
 
 
-def normal_code_bytes(model: ModelConfig, quant: QuantConfig) -> dict[str, float]:
-    """Bytes of each role's codes when every row is normal."""
-    streams: dict[tuple[str, int], list[tuple[int, float]]] = defaultdict(list)  # (role, bits) -> (weights, step)
-    for info in param_shapes(model).values():
-        if info.role != "scalar":
-            bits = quant.bits(info.role, info.layer, model.num_layers)
-            clip = quant.clip_sigmas(info.role, info.layer, model.num_layers)
-            streams[info.role, bits].append((info.size, clip / code_limit(bits)))
-    total = {"embed": 0.0, "attn": 0.0, "mlp": 0.0}
-    for (role, bits), parts in streams.items():
-        total[role] += stream_bytes(parts, limit=code_limit(bits))
+def _part_bytes(config: RunConfig, side: str, log_step: float | None) -> dict[str, float]:
+    """Bytes by role at one end or the middle of the measured constants."""
+    quant = config.quant
+    normal = normal_code_bytes(config.model, quant, log_step)
+    sizes: dict[str, int] = defaultdict(int)
+    num_rows: dict[str, int] = defaultdict(int)
+    num_scales: dict[str, int] = defaultdict(int)
+    for info in param_shapes(config.model).values():
+        sizes[info.role] += info.size
+        num_rows[info.role] += info.shape[0]
+        grouped = quant.group_size and info.role != "scalar" and info.shape[1] % quant.group_size == 0
+        num_scales[info.role] += info.size // quant.group_size if grouped else info.shape[0]
+    factor, deficit = getattr(MATRIX_FACTOR, side), getattr(EMBED_DEFICIT, side)
+    total = {"embed": max(0.0, normal["embed"] - deficit * num_rows["embed"] / 8)}
+    total |= {role: factor * normal[role] for role in ("attn", "mlp")}
+    total = {role: value + getattr(SCALE_BITS, side) * num_scales[role] / 8 for role, value in total.items()}
+    share = FP8_SHARE if quant.scalar_format == "fp8" else 1.0
+    total["scalar"] = share * getattr(SCALAR_BITS, side) * sizes["scalar"] / 8
+    total["header"] = _header_bytes(config)
+    if quant.lowrank_rank and quant.lowrank_tensors:
+        sides = sorted(sum(info.shape) for info in param_shapes(config.model).values() if info.role != "scalar")
+        total["lowrank"] = LOWRANK_BITS / 8 * quant.lowrank_rank * sum(sides[-quant.lowrank_tensors :])
     return total
 
 
-def stream_bytes(parts: Sequence[tuple[int, float]], *, limit: int) -> float:
-    """Compressed bytes of one stream of codes.
+def normal_code_bytes(model: ModelConfig, quant: QuantConfig, log_step: float | None = None) -> dict[str, float]:
+    """Bytes of each role's codes when every row is normal.
 
     Args:
-        parts: (number of weights, step in row deviations) of what the stream is made of.
-        limit: codes lie in [-limit, limit].
+        log_step: log2 of all matrices' steps in row deviations; None takes the config's clips.
     """
-    size = sum(count for count, _ in parts)
-    shares: dict[float, float] = defaultdict(float)
-    for count, step in parts:
-        shares[step] += count / size
-    # The packer uses the largest code present: about five deviations, the largest of a million normal weights.
-    peak = min(limit, max(1, round(5 / min(shares))))
-    probs = [0.0] * (2 * peak + 1)
-    for step, share in shares.items():
-        for i, p in enumerate(code_probabilities(step, peak)):
-            probs[i] += share * p
-    per_byte = int(math.log(256.5, 2 * peak + 1))  # as pgolf_model.pack joins them
-    symbols = [math.prod(combination) for combination in product(probs, repeat=per_byte)]
-    num_bytes = -(-size // per_byte)
-    return num_bytes * huffman_bits(symbols) / 8 + TABLE_BYTES * -(-num_bytes // BLOCK_BYTES)
+    total: dict[str, float] = dict.fromkeys(("embed", "attn", "mlp"), STREAM_BYTES)
+    for info in param_shapes(model).values():
+        if info.role != "scalar":
+            bits = quant.bits(info.role, info.layer, model.num_layers)
+            step = quant.clip_sigmas(info.role, info.layer, model.num_layers) / code_limit(bits)
+            if log_step is not None:
+                step = max(2.0**log_step, 1 / code_limit(bits))
+            total[info.role] += ROW_BYTES * info.shape[0] + info.size * _code_bits(step, bits) / 8
+    return total
+
+
+@cache
+def _code_bits(step: float, bits: int) -> float:
+    """Bits per normal weight; a binary code has no zero and takes one."""
+    return 1.0 if bits == 1 else entropy_bits(code_probabilities(step, code_limit(bits)))
 
 
 def code_probabilities(step: float, peak: int) -> list[float]:
@@ -149,24 +163,10 @@ def entropy_bits(probs: Sequence[float]) -> float:
     return -sum(p * math.log2(p) for p in probs if p > 0)
 
 
-def huffman_bits(probs: Sequence[float]) -> float:
-    """Mean code length, in bits per symbol, of a Huffman code whose long codes are cut short as zstd's are."""
-    heap = [(max(p, RAREST), i, p) for i, p in enumerate(probs) if p > 1e-9]  # (weight, tie break, probability below)
-    heapq.heapify(heap)
-    bits, order = 0.0, len(probs)
-    while len(heap) > 1:
-        left, right = heapq.heappop(heap), heapq.heappop(heap)
-        bits += left[2] + right[2]  # everything below a joint is one bit longer
-        heapq.heappush(heap, (left[0] + right[0], order, left[2] + right[2]))
-        order += 1
-    return bits
-
-
 def _header_bytes(config: RunConfig) -> int:
-    """The container around the streams; the header is JSON and lists configs, bitwidths and streams."""
-    shapes, quant = param_shapes(config.model), config.quant
-    matrices = [
-        (i.role, quant.bits(i.role, i.layer, config.model.num_layers)) for i in shapes.values() if i.role != "scalar"
-    ]
-    text = json.dumps({"model": asdict(config.model), "eval": asdict(config.eval), "bits": "", "streams": []})
-    return FIXED_BYTES + len(text) + len(matrices) + STREAM_BYTES * (len(set(matrices)) + 2)
+    """The container around the streams; the header is JSON, compressed, and lists configs, matrices and streams."""
+    matrices = [info for info in param_shapes(config.model).values() if info.role != "scalar"]
+    bits = [config.quant.bits(info.role, info.layer, config.model.num_layers) for info in matrices]
+    kinds = [[b, config.quant.states, 0, 0, 0] for b in bits]
+    text = json.dumps({"model": asdict(config.model), "eval": asdict(config.eval), "matrices": kinds})
+    return FIXED_BYTES + len(zlib.compress(text.encode())) + 60  # the streams' codecs and lengths

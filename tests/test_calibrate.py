@@ -82,6 +82,10 @@ def test_hessians_are_the_inputs_second_moments(monkeypatch: pytest.MonkeyPatch)
     assert found.tokens == 3 * 2 * 12
     for name, total in naive_moments(model, batches, monkeypatch).items():
         want = total / found.tokens
+        if name == "embed.weight":  # more is added for what errors cost where rows are looked up
+            lookups = found.hessians[name].double() - want
+            assert torch.linalg.eigvalsh(lookups).min() > -1e-4 * lookups.trace() > -torch.inf
+            continue
         assert torch.allclose(found.hessians[name].double(), want, rtol=1e-4, atol=1e-5 * float(want.abs().max())), name
         assert found.hessian(name, want.shape[0]) is found.hessians[name]
     assert all(p.grad is None for p in model.parameters())
@@ -126,7 +130,7 @@ def test_sensitivity_predicts_the_loss_of_a_random_error() -> None:
     before = predictions()
     ratios = {}
     for name, weight in ((n, p.detach()) for n, p in model.named_parameters()):
-        if param_shapes(TINY)[name].role in ("attn", "mlp") and not name.endswith(("q", "k")):
+        if param_shapes(TINY)[name].role != "scalar" and not name.endswith((".q", ".k")):
             increases, expected = [], []
             for _ in range(2):
                 error = 0.02 * weight.std() * torch.randn(weight.shape, generator=generator)
@@ -136,8 +140,36 @@ def test_sensitivity_predicts_the_loss_of_a_random_error() -> None:
                     weight.sub_(error)
                 expected.append(found.sensitivity[name] / 2 * float(((error @ found.hessians[name]) * error).sum()))
             ratios[name] = sum(increases) / sum(expected)
-    assert len(ratios) == 12
+    assert len(ratios) == 13
     assert all(0.3 < ratio < 3 for ratio in ratios.values()), ratios
+
+
+def test_rows_of_frequent_tokens_weigh_more() -> None:
+    """Rows of the embedding weigh as their tokens occur, 1 in the mean and never nothing; other matrices' rows alike."""
+    generator = torch.Generator().manual_seed(3)
+    shares = 1 / torch.arange(1, 32)
+    ids = torch.multinomial(shares, 8 * 8 * 13, replacement=True, generator=generator).view(8, 8, 13)
+    model = lively_model()
+    found = calibrate(model, [(item[:, :-1], item[:, 1:]) for item in ids], ALONE, seed=0)
+    assert set(found.row_weights) == {"embed.weight"}
+    weights = found.row_weights["embed.weight"]
+    assert float(weights.mean()) == pytest.approx(1.0)
+    assert float(weights.min()) > 0.01
+    assert weights[:3].mean() > 3 * weights[15:].mean()
+
+
+def test_what_lookups_cost_is_told_from_what_products_cost() -> None:
+    """A matrix that is only looked up has the gradients' second moments, naively summed, for its Hessian."""
+    table, weight = (torch.randn(rows, 4, requires_grad=True) for rows in (7, 5))
+    ids = torch.tensor([[1, 2, 2], [3, 6, 0]])
+    with InputMoments({"table": table, "weight": weight}) as seen:
+        rows = F.embedding(ids, table)
+        used = rows.detach().requires_grad_()
+        loss = F.linear(rows, weight).square().sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = torch.autograd.grad(F.linear(used, weight).square().sum(), used)[0].flatten(0, 1)
+    assert torch.allclose(seen.lookups["table"], sum(torch.outer(g, g) for g in gradients))  # type: ignore[arg-type]
+    assert set(seen.sums) == {"weight"}
 
 
 def test_calibration_reads_the_training_shards_or_the_models_own_text(tiny_data: Path) -> None:

@@ -27,7 +27,6 @@ from space.sizing import (
     code_probabilities,
     entropy_bits,
     estimate_model_bytes,
-    huffman_bits,
     normal_code_bytes,
 )
 from space.spaces import named_space
@@ -133,17 +132,22 @@ def test_code_probabilities_are_those_of_rounding(step: float, limit: int) -> No
     assert probs[limit] == pytest.approx(math.erf(step / 2 / math.sqrt(2)))
 
 
-@given(weights=st.lists(st.floats(1e-2, 1.0), min_size=2, max_size=40))
-def test_a_huffman_code_is_within_a_bit_of_the_entropy(weights: list[float]) -> None:
-    """Shannon's bounds for the best prefix code."""
-    probs = [weight / sum(weights) for weight in weights]
-    assert entropy_bits(probs) - 1e-9 <= huffman_bits(probs) <= entropy_bits(probs) + 1
+@pytest.mark.parametrize("target", [200_000, 300_000, 400_000])
+def test_a_target_is_the_forecast(target: int) -> None:
+    """What the quantizer fills needs no other forecast; the code's bytes count against it."""
+    quant = QuantConfig(embed_bits=8, attn_bits=(8,), mlp_bits=(8,), target_bytes=target)
+    config = replace(uniform_bits(8), quant=quant)
+    estimate = estimate_model_bytes(config, code_bytes=20_000)
+    assert 0.995 * (target - 20_000) <= estimate.low <= estimate.model_bytes <= estimate.high <= target - 20_000
+    assert sum(estimate.by_role.values()) == estimate.model_bytes
 
 
-def test_huffman_lengths_on_a_case_done_by_hand() -> None:
-    """1/2, 1/4, 1/8, 1/8 are coded in 1, 2, 3, 3 bits: 1.75 on average, the entropy itself."""
-    assert huffman_bits([0.5, 0.25, 0.125, 0.125]) == pytest.approx(1.75)
-    assert huffman_bits([1 / 3, 1 / 3, 1 / 3]) == pytest.approx(5 / 3)
+def test_a_target_beyond_what_the_bits_allow_is_not_believed() -> None:
+    """Nothing is as small as 1 kB; ternary codes cannot fill a megabyte."""
+    small = replace(uniform_bits(8), quant=QuantConfig(target_bytes=1_000))
+    assert estimate_model_bytes(small).low > 10_000
+    large = replace(uniform_bits(8), quant=QuantConfig(attn_bits=(2,), mlp_bits=(2,), target_bytes=1_000_000))
+    assert estimate_model_bytes(large).high < 300_000
 
 
 def test_the_entropy_at_the_records_clip() -> None:

@@ -20,6 +20,7 @@ import torch
 import zstandard
 
 from pgolf_model.config import ModelConfig
+from pgolf_model.entropy import CodePlane, encode_codes
 from pgolf_model.pack import pack_model
 from pgolf_model.quantize import quantize_state
 from pgolf_model.shapes import param_shapes
@@ -30,7 +31,6 @@ from space.sizing import (
     code_probabilities,
     entropy_bits,
     estimate_model_bytes,
-    stream_bytes,
 )
 from space.spaces import named_space
 
@@ -38,21 +38,22 @@ LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 
 
 def coder_table(num_codes: int) -> list[dict[str, float]]:
-    """Bits per weight: entropy, forecast, and two coders on plain int8 codes."""
+    """Bits per weight: entropy, our coder, and two others on plain int8 codes."""
     weights = np.random.default_rng(0).standard_normal(num_codes).astype(np.float32)
     rows = []
     for bits, usual in CLIP_SIGMAS.items():
         for clip in (0.8 * usual, usual, 1.25 * usual):
             limit = code_limit(bits)
             step = clip / limit
-            raw = np.clip(np.rint(weights / step), -limit, limit).astype(np.int8).tobytes()
+            codes = np.clip(np.rint(weights / step), -limit, limit).astype(np.int8).reshape(-1, 512)
+            plane, raw = CodePlane(shape=(len(codes), 512), limit=limit), codes.tobytes()
             rows.append(
                 {
                     "bits": bits,
                     "clip": clip,
                     "step": step,
                     "entropy": entropy_bits(code_probabilities(step, limit)),
-                    "forecast": 8 * stream_bytes([(num_codes, step)], limit=limit) / num_codes,
+                    "coder": 8 * len(encode_codes([(plane, codes)])) / num_codes,
                     "zstd": 8 * len(zstandard.ZstdCompressor(level=22).compress(raw)) / num_codes,
                     "lzma": 8 * len(lzma.compress(raw, format=lzma.FORMAT_RAW, filters=LZMA)) / num_codes,
                 }
