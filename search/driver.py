@@ -7,24 +7,17 @@ trials are handed out again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from search.bundle import bundle
-from search.corpus.check import quick_check
-from search.corpus.manifest import TOKENIZER_FILE, Manifest, check_comparable
 from search.ledger import TrialRecord, read_record, read_records, trial_dir
+from search.maker import Made, Maker, script_maker
 from search.promote import CONTROL, Ask, Done, Promote, Wait, decide
 from search.sampler import Sampler
 from search.study import STUDY_FILE, StudyConfig
-from space.params import ChoiceParam, Space
+from space.params import Space
 from space.plain import to_plain
-from space.sizing import estimate_model_bytes
-from space.spaces import named_space
 from trials.rungs import Rung
 from trials.spec import (
     RESULT_FILE,
@@ -40,8 +33,6 @@ from trials.spec import (
     write_json,
 )
 
-DATASETS_FILE = "datasets.json"  # in the study's folder: dataset folder -> hash of its tokenizer and shards
-DATA_KNOB = "data"  # the searched dataset, when a study has several
 FREE_TO_CHANGE = frozenset(
     {
         "engine",
@@ -58,35 +49,23 @@ FREE_TO_CHANGE = frozenset(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Dataset:
-    """One dataset folder and what its manifest says."""
-
-    folder: Path
-    manifest: Manifest
-
-    @property
-    def tokenizer(self) -> Path:
-        """The SentencePiece model next to the shards."""
-        return self.folder / TOKENIZER_FILE
-
-
 class Driver:
     """One study's brain. Use it from one thread; `lock.driver_lock` keeps a second process away."""
 
-    def __init__(self, study: StudyConfig) -> None:
+    def __init__(self, study: StudyConfig, maker: Maker | None = None) -> None:
         """Open the study: freeze its settings, read its folders, bring the storage in line.
 
+        Args:
+            maker: what turns points into trials; by default into scripts that train on the study's data.
         Raises:
             ValueError: data, space or storage cannot be used, or the study was launched with other settings.
         """
         self.study = study = absolute(study)
-        self._datasets = {name: open_dataset(name) for name in study.data}
-        _refuse_incomparable(list(self._datasets.values()))
-        self.space = study_space(study)
+        self._maker = maker or script_maker(study)
+        self.space = self._maker.space
         self._starts = starting_points(study, self.space)
         freeze(study)
-        freeze_datasets(study, tuple(self._datasets.values()))
+        self._maker.freeze(study.dir)
         self._records: dict[str, TrialRecord] = {r.spec.trial_id: r for r in read_records(study)}
         self._sampler = Sampler(study, self.space)
         self._sampler.reconcile(self.records)
@@ -98,6 +77,11 @@ class Driver:
     def records(self) -> tuple[TrialRecord, ...]:
         """Everything known, in the order it was learnt."""
         return tuple(self._records.values())
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether `next` will hand out a trial of a killed driver."""
+        return any(r.result is None and r.spec.trial_id not in self._in_flight for r in self.records)
 
     def next(self) -> TrialSpec | Wait | Done:
         """The next trial to start; its folder is written. An unfinished trial of a killed driver comes first.
@@ -168,7 +152,6 @@ class Driver:
                 spec = self._spec(rung, number, parent.spec.params, label=parent.spec.label, parent=parent.spec.number)
             case nothing:
                 return nothing
-        self._write(spec)
         return spec
 
     def _ask(self, rung: Rung) -> TrialSpec:
@@ -183,36 +166,36 @@ class Driver:
     def _spec(
         self, rung: Rung, number: int, params: dict[str, Scalar], *, label: str = "", parent: int | None = None
     ) -> TrialSpec:
-        dataset = self._datasets[str(params.get(DATA_KNOB, self.study.data[0]))]
-        config = rung.apply(self.space.build(params, vocab_size=dataset.manifest.vocab_size), rung.seeds[0])
-        estimate = estimate_model_bytes(config)
-        code_bytes = len(bundle(config))
-        return TrialSpec(
+        made = self._maker.make(rung, params, rung.seeds[0])
+        spec = TrialSpec(
             study=self.study.name,
             rung=rung.name,
             number=number,
             parent=parent,
             label=label,
             params=params,
-            config=config,
+            config=made.config,
             seeds=rung.seeds,
-            data_dir=str(dataset.folder),
-            tokenizer=str(dataset.tokenizer),
+            data_dir=made.data_dir,
+            tokenizer=made.tokenizer,
             cpus=rung.cpus,
             gpus=rung.gpus,
             processes=rung.processes,
             timeout_seconds=rung.timeout,
             git_commit=self._git_commit,
-            predicted_bytes=estimate.model_bytes + code_bytes,
-            predicted_low=estimate.low + code_bytes,
-            predicted_high=estimate.high + code_bytes,
+            predicted_bytes=made.predicted_bytes,
+            predicted_low=made.predicted_low,
+            predicted_high=made.predicted_high,
         )
+        self._write(spec, made)
+        return spec
 
-    def _write(self, spec: TrialSpec) -> None:
+    def _write(self, spec: TrialSpec, made: Made) -> None:
         """The folder of a trial: the script first, the spec last, so that a spec means a whole folder."""
         folder = trial_dir(self.study, spec.trial_id)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SCRIPT_FILE).write_bytes(bundle(spec.config))
+        if made.script:
+            (folder / SCRIPT_FILE).write_bytes(made.script)
         write_json(folder / SPEC_FILE, spec)
         self._records[spec.trial_id] = TrialRecord(spec=spec)
 
@@ -235,37 +218,11 @@ class Driver:
         return record.result
 
 
-def study_space(study: StudyConfig) -> Space:
-    """The study's named space, with the dataset as one more knob when there are several."""
-    space = named_space(study.space)
-    if len(study.data) == 1:
-        return space
-    knob = ChoiceParam(name=DATA_KNOB, options=study.data, tag="scale_free", doc="dataset, and so the tokenizer")
-    first = {DATA_KNOB: study.data[0]}
-    starts = tuple(replace(start, values={**first, **start.values}) for start in space.warm_starts)
-    return replace(space, params=(knob, *space.params), control={**first, **space.control}, warm_starts=starts)
-
-
 def starting_points(study: StudyConfig, space: Space) -> tuple[tuple[str, dict[str, Scalar]], ...]:
     """(label, parameters) of the trials that come before the sampler's: the control and the warm starts, if wanted."""
     control = ((CONTROL, dict(space.control)),) if study.control else ()
     known = tuple((start.label, dict(start.values)) for start in space.warm_starts) if study.warm_starts else ()
     return control + known
-
-
-def open_dataset(name: str) -> Dataset:
-    """The dataset in folder `name`.
-
-    Raises:
-        ValueError: there is none, with the commands that make one.
-    """
-    folder = Path(name).absolute()
-    if not folder.is_dir():
-        raise ValueError(
-            f"no dataset at {name}: build one with `pgolf data build --docs FILE... --out {name}` or download the "
-            f"challenge's with `pgolf data fetch --out {name}`"
-        )
-    return Dataset(folder=folder, manifest=quick_check(folder))
 
 
 def absolute(study: StudyConfig) -> StudyConfig:
@@ -300,26 +257,6 @@ def freeze(study: StudyConfig) -> None:
         write_json(path, study)
 
 
-def freeze_datasets(study: StudyConfig, datasets: Sequence[Dataset]) -> None:
-    """Remember which data the study is about, or refuse when a folder holds other data by now."""
-    path = study.dir / DATASETS_FILE
-    now = {str(d.folder): _fingerprint(d.manifest) for d in datasets}
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
-    for folder, fingerprint in now.items():
-        if known.get(folder) != fingerprint:
-            raise ValueError(
-                f"the dataset in {folder} is not the one study {study.name!r} was launched on, so its scores would "
-                "not be comparable; put the old data back or start a study under another name"
-            )
-    write_json(path, now)
-
-
-def _fingerprint(manifest: Manifest) -> str:
-    """Hash of the tokenizer and of every shard, in order."""
-    parts = [manifest.tokenizer_sha256, *(shard.sha256 for shard in manifest.shards)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
 def differences(old: object, new: object, path: str = "") -> list[str]:
     """Settings that differ, as `caps.artifact_bytes 16000000 -> 15000000`; those free to change are left out."""
     if path.rpartition(".")[2] in FREE_TO_CHANGE:
@@ -333,9 +270,3 @@ def differences(old: object, new: object, path: str = "") -> list[str]:
             line for i, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{path}[{i}]")
         ]
     return [] if old == new else [f"{path} {old!r} -> {new!r}"]
-
-
-def _refuse_incomparable(datasets: Sequence[Dataset]) -> None:
-    """Tokenizers are searched together only when they score the same text."""
-    for other in datasets[1:]:
-        check_comparable(datasets[0].manifest, other.manifest)

@@ -34,6 +34,7 @@ from trials.spec import Scalar
 
 FOLDER_ATTR = "folder"  # of an Optuna study: the trial folders it mirrors
 LOCK_WAIT_SECONDS = 60.0
+MEMORY = "memory"  # storage URL of studies whose Optuna side nobody keeps: simulations
 
 
 P = ParamSpec("P")
@@ -189,6 +190,8 @@ def _open_storage(url: str) -> optuna.storages.BaseStorage:
     A kill loses nothing that way; a power cut may lose the last writes, which `reconcile` makes again.
     Measured on 13 asks of 24 parameters under the profiler on busy cores: 0.67 s each before, 0.20 s after.
     """
+    if url == MEMORY:
+        return optuna.storages.InMemoryStorage()
     if not url.startswith("sqlite"):
         return optuna.storages.RDBStorage(url)
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_WAIT_SECONDS}})

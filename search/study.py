@@ -95,6 +95,21 @@ class StudyConfig:
         """The study's folder: the frozen TOML, the storage, one folder per trial."""
         return Path(self.folder or f"runs/{self.name}").absolute()
 
+    def fidelity(self, rung: Rung) -> float:
+        """Training compute of a run at `rung` relative to one at the top rung, which has 1."""
+        return rung.compute / self.rungs[-1].compute
+
+    def rung(self, name: str) -> Rung:
+        """The rung called `name`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for rung in self.rungs:
+            if rung.name == name:
+                return rung
+        raise ValueError(f"study {self.name!r} has no rung {name!r}; it has {', '.join(r.name for r in self.rungs)}")
+
     @property
     def storage_url(self) -> str:
         """Optuna storage URL."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pgolf_model.config import Budget, RunConfig
+from pgolf_model.config import Budget, RunConfig, TrainConfig
+
+TOKENS_PER_GPU_SECOND = 1e6  # a 9-layer record on an H100 (atlas: 8.2 M on eight), to compare seconds with steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,16 @@ class Rung:
     def budget(self) -> Budget:
         """Training budget of one run at this rung."""
         return Budget(steps=self.steps, seconds=self.seconds)
+
+    @property
+    def compute(self) -> float:
+        """Training compute of one run, in tokens: what rungs are compared by, not a forecast.
+
+        Steps times batch; a budget in seconds counts TOKENS_PER_GPU_SECOND on each GPU (on one where there is none).
+        """
+        if self.seconds and not self.steps:
+            return self.seconds * max(self.gpus, 1.0) * TOKENS_PER_GPU_SECOND
+        return float(self.steps * (self.batch_tokens or TrainConfig().batch_tokens))
 
     @property
     def timeout(self) -> float:

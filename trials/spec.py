@@ -54,6 +54,9 @@ class TrialSpec:
     predicted_bytes: int = 0  # forecast of artifact_bytes, made before training
     predicted_low: int = 0  # 90 % interval of the forecast
     predicted_high: int = 0
+    attempt: int = 1  # above 1 after a fault: a worker that died, ran out of memory or out of time
+    earlier_seconds: float = 0.0  # what the attempts before cost
+    seeds_done: int = 0  # leading seeds that ran before `seeds` grew: their results are kept
 
     @property
     def trial_id(self) -> str:
