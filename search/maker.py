@@ -25,6 +25,7 @@ from trials.rungs import Rung
 from trials.spec import Scalar, write_json
 
 DATASETS_FILE = "datasets.json"  # in the study's folder: dataset folder -> hash of its tokenizer and shards
+WORLD_FILE = "world.json"  # in the folder of a simulated study: hash of the Python file behind it
 DATA_KNOB = "data"  # the searched dataset, when a study has several
 
 
@@ -50,6 +51,9 @@ class Maker(Protocol):
 
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
         """The trial of a point at a rung; `seed` is its first."""
+
+    def script(self, config: RunConfig) -> bytes:
+        """The script of a configuration that was changed after `make`."""
 
     def freeze(self, folder: Path) -> None:
         """Remember in the study's folder what trials rest on, or raise ValueError when that has changed."""
@@ -92,8 +96,14 @@ class ScriptMaker:
             predicted_high=estimate.high + len(script),
         )
 
+    def script(self, config: RunConfig) -> bytes:
+        """The script that would ship."""
+        return bundle(config)
+
     def freeze(self, folder: Path) -> None:
         """Remember which data the study is about, or refuse when a dataset folder holds other data by now."""
+        if (folder / WORLD_FILE).exists():
+            raise ValueError(f"the study in {folder} is a simulation; go on with it by --simulate FILE.py")
         path = folder / DATASETS_FILE
         now = {str(d.folder): _fingerprint(d.manifest) for d in self.datasets.values()}
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from search.events import Event
-    from search.ledger import TrialRecord
+    from search.ledger import TrialRecord, Word
     from search.study import EngineName, StudyConfig
 
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="Simulation only: seed of the sampler.")
 @click.option("--gpus", type=float, help="GPUs to use; simulated ones with --simulate.")
 @click.option("--cpus", type=float, help="CPU cores to use; likewise.")
+@click.option("--accept", metavar="TRIAL", help="Believe a score that stopped the study, and go on.")
+@click.option("--reject", metavar="TRIAL", help="Count a trial whose score stopped the study as failed, and go on.")
 @click.option("--dry-run", is_flag=True, help="Print rungs, resources and worst-case cost; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 def search(
@@ -44,6 +46,8 @@ def search(
     seed: int | None,
     gpus: float | None,
     cpus: float | None,
+    accept: str | None,
+    reject: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -55,6 +59,7 @@ def search(
       pgolf search 8xh100.toml --dry-run
       pgolf search 8xh100.toml --simulate surrogate.py --gpus 64
     """
+    from search.ledger import give_verdict
     from search.plan import describe, plan
     from search.study import load_study
     from space.plain import to_plain
@@ -70,12 +75,16 @@ def search(
     config = replace(config, gpus=config.gpus if gpus is None else gpus, cpus=config.cpus if cpus is None else cpus)
     if simulate is not None:  # in a folder of its own: its results are no measurements
         seed = config.seed if seed is None else seed
-        config = replace(config, name=f"{config.name}-simulated{seed}", seed=seed, folder="", storage="")
+        if not config.name.endswith(f"-simulated{seed}"):
+            config = replace(config, name=f"{config.name}-simulated{seed}", seed=seed, folder="", storage="memory")
     if dry_run:
         named_space(config.space)
         planned = plan(config)
         click.echo(json.dumps(to_plain(planned), indent=1) if as_json else describe(planned))
         return
+    for trial_id, word in ((accept, "accepted"), (reject, "rejected")):
+        if trial_id:
+            give_verdict(config, trial_id, cast("Word", word))
     best = _run(config, ray_address=ray_address, simulate=simulate)
     if as_json:
         found = {"trial": best.spec.trial_id, "result": to_plain(best.result)}
@@ -129,6 +138,8 @@ def _run(config: StudyConfig, *, ray_address: str, simulate: Path | None) -> Tri
             highlight=False,
         )
         raise SystemExit(130) from None
+    if driver.why_done:
+        console.print(f"stopped early: {driver.why_done}", highlight=False)
     best = best_record(config, driver.records)
     if best is None or best.result is None:
         raise ValueError(f"study {config.name} is complete, no trial is feasible; see why: pgolf status {config.dir}")

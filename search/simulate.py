@@ -38,7 +38,7 @@ from search.driver import Driver
 from search.events import Event, Finished, Started
 from search.ledger import TrialRecord, trial_dir
 from search.local import refuse_impossible
-from search.maker import Made, study_space
+from search.maker import WORLD_FILE, Made, study_space
 from search.promote import Done
 from search.study import StudyConfig
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
@@ -47,7 +47,6 @@ from trials.rungs import Rung
 from trials.spec import RESULT_FILE, Scalar, SeedRun, TrialResult, TrialSpec, write_json
 
 LOG_FILE = "simulated.jsonl"  # in the study's folder: when each trial started and will end, in simulated seconds
-WORLD_FILE = "world.json"  # in the study's folder: hash of the Python file
 PLAIN_SPACE = "simulated"  # name of a space given as a plain list
 CODE_BYTES = 50_000  # forecast code share where a named space forecasts the model's
 UNLIMITED = 1e9  # cores or GPUs where nobody set a limit
@@ -100,6 +99,10 @@ class SimulatedMaker:
             low, central, high = (CODE_BYTES + x for x in (sizes.low, sizes.model_bytes, sizes.high))
             return Made(config=config, predicted_bytes=central, predicted_low=low, predicted_high=high)
         return Made(config=config)
+
+    def script(self, config: RunConfig) -> bytes:
+        """There is none."""
+        return b""
 
     def freeze(self, folder: Path) -> None:
         """Remember which file simulates the study: results of two functions are not comparable."""
@@ -203,7 +206,8 @@ def plain_space(params: Sequence[Param], *, control: Mapping[str, Scalar] | None
 def simulated_driver(study: StudyConfig, world: World) -> tuple[Driver, SimulatedClock]:
     """The brain of a study, over a world, and the clock by which it lives."""
     clock = SimulatedClock()
-    return Driver(study, SimulatedMaker(world=world, space=world.space or study_space(study))), clock
+    maker = SimulatedMaker(world=world, space=world.space or study_space(study))
+    return Driver(study, maker, clock=clock), clock
 
 
 def run_simulated(driver: Driver, world: World, clock: SimulatedClock) -> Generator[Event, None, None]:
@@ -286,7 +290,8 @@ def simulate(
 
     Args:
         seed: replaces the study's: of the sampler.
-        folder: where the study is kept; nowhere by default, and then Optuna's side is in memory too.
+        folder: where the study is kept; nowhere by default, and then Optuna's side is in memory too. With
+            `study.storage = "memory"` a folder holds everything but that: a hundred SQL statements a trial less.
     """
     if space is not None and not isinstance(space, Space):
         space = plain_space(space)
@@ -297,7 +302,7 @@ def simulate(
             shared = Path("/dev/shm")  # memory, where there is such a thing: a write costs 7 ms on a slow disk
             place = shared if shared.is_dir() else None
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgolf_simulation_", dir=place)))
-            study = replace(study, storage="memory")
+            study = replace(study, storage=study.storage or "memory")
         driver, clock = simulated_driver(replace(study, folder=str(folder), seed=seed), world)
         for _ in run_simulated(driver, world, clock):
             pass
