@@ -35,7 +35,7 @@ from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
 from trials.spec import Scalar
 
 FOLDER_ATTR = "folder"  # of an Optuna study: the trial folders it mirrors
-ORIGIN_ATTR = "origin"  # of a trial the sampler did not choose: where it came from
+ORIGIN_ATTR = "origin"  # of an Optuna trial that the sampler did not choose: where it came from
 LOCK_WAIT_SECONDS = 60.0
 MEMORY = "memory"  # storage URL of studies whose Optuna side nobody keeps: simulations
 
@@ -95,20 +95,30 @@ class Sampler:
 
     @_names_the_storage
     def ask(self, rung: str) -> tuple[int, dict[str, Scalar]]:
-        """A new point: its trial number and every active parameter of the space."""
+        """A new point: its trial number and every active parameter of the space.
+
+        The values are drawn in one go, whatever a killed predecessor had already entered of them, so that the same
+        trial gets the same point. (Optuna's `Trial.suggest_*` would skip the draws of entered ones.)
+        """
         study = self._studies[rung]
         ghost = self._ghosts.pop(rung, None)
-        trials = study.get_trials(deepcopy=False)
-        if ghost is not None and ORIGIN_ATTR in trials[ghost].user_attrs:
+        if ghost is not None and ORIGIN_ATTR in study.get_trials(deepcopy=False)[ghost].user_attrs:
             study.tell(ghost, state=TrialState.FAIL)
             ghost = None
-        number = len(trials) if ghost is None else ghost
-        study.sampler = _tpe(seed=self._study.seed, number=number, trials=self._study.rungs[0].trials)
-        trial = study.ask() if ghost is None else optuna.trial.Trial(study, trials[ghost]._trial_id)
+        if ghost is None:
+            study.add_trial(create_trial(state=TrialState.RUNNING))
+        trial = study.get_trials()[-1 if ghost is None else ghost]
+        sampler = _tpe(seed=self._study.seed, number=trial.number, trials=self._study.rungs[0].trials)
+        relative = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
         values: dict[str, Scalar] = {}
         for param in self._space.params:
             if param.active(values):
-                values[param.name] = _suggest(trial, param)
+                kind = _distribution(param)
+                value = relative.get(param.name)
+                if value is None or not kind._contains(kind.to_internal_repr(value)):
+                    value = sampler.sample_independent(study, trial, param.name, kind)
+                study._storage.set_trial_param(trial._trial_id, param.name, kind.to_internal_repr(value), kind)
+                values[param.name] = cast(Scalar, value)
         return trial.number, values
 
     @_names_the_storage
@@ -117,7 +127,8 @@ class Sampler:
         study = self._studies[rung]
         ghost = self._ghosts.pop(rung, None)
         if ghost is not None:
-            if study.get_trials(deepcopy=False)[ghost].user_attrs.get(ORIGIN_ATTR) == origin:
+            entered = study.get_trials(deepcopy=False)[ghost]
+            if entered.user_attrs.get(ORIGIN_ATTR) == origin:
                 return ghost
             study.tell(ghost, state=TrialState.FAIL)
         distributions = {p.name: _distribution(p) for p in self._space.params if p.name in params}
@@ -256,15 +267,4 @@ def _distribution(param: Param) -> BaseDistribution:
             return IntDistribution(param.low, param.high, log=param.log, step=param.step)
         case ChoiceParam():
             return CategoricalDistribution(param.options)
-    raise ValueError(f"unknown parameter kind: {param!r}")
-
-
-def _suggest(trial: optuna.Trial, param: Param) -> Scalar:
-    match param:
-        case FloatParam():
-            return trial.suggest_float(param.name, param.low, param.high, log=param.log)
-        case IntParam():
-            return trial.suggest_int(param.name, param.low, param.high, log=param.log, step=param.step)
-        case ChoiceParam():
-            return cast(Scalar, trial.suggest_categorical(param.name, param.options))
     raise ValueError(f"unknown parameter kind: {param!r}")
