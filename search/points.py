@@ -9,12 +9,12 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from search.ledger import CONTROL, read_records
 from search.study import StartPoint, StudyConfig, load_study
-from space.params import ChoiceParam, FloatParam, IntParam, Space
+from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
 from space.plain import from_plain, to_plain
 from trials.spec import Scalar, write_json
 
@@ -51,6 +51,34 @@ def point_key(space: Space, params: Mapping[str, Scalar]) -> tuple[tuple[str, Sc
                 value = round(BINS * (here - low) / (high - low))
             key.append((param.name, value))
     return tuple(key)
+
+
+def complete_point(params: Sequence[Param], given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """A point from some of its values: what is not active is dropped, what is missing is its range's middle."""
+    point: dict[str, Scalar] = {}
+    for param in params:
+        if param.active(point):
+            point[param.name] = given[param.name] if param.name in given else _middle(param)
+    return point
+
+
+def parse_value(param: Param, text: str) -> Scalar:
+    """A cell or a word as the parameter's kind of value; what is no such value stays text, for `check` to refuse."""
+    if isinstance(param, ChoiceParam):
+        return next((option for option in param.options if str(option) == text), text)
+    try:
+        return float(text) if isinstance(param, FloatParam) else int(text)
+    except ValueError:
+        return text
+
+
+def _middle(param: Param) -> Scalar:
+    match param:
+        case FloatParam():
+            return math.sqrt(param.low * param.high) if param.log else (param.low + param.high) / 2
+        case IntParam():
+            return param.low + param.step * ((param.high - param.low) // param.step // 2)
+    return param.options[0]
 
 
 def _all_points(study: StudyConfig, space: Space) -> Iterator[StartPoint]:
@@ -97,19 +125,9 @@ def _table(path: Path, space: Space) -> list[StartPoint]:
         for param in space.params:
             text = row.get(param.name)
             if text and param.active(params):
-                params[param.name] = _parse(param, text)
+                params[param.name] = parse_value(param, text)
         points.append(StartPoint(label=f"{path.name}:{line}", params=params))
     return points
-
-
-def _parse(param: FloatParam | IntParam | ChoiceParam, text: str) -> Scalar:
-    """A cell as the parameter's kind of value; what is no such value stays text, which `validate` refuses."""
-    if isinstance(param, ChoiceParam):
-        return next((option for option in param.options if str(option) == text), text)
-    try:
-        return float(text) if isinstance(param, FloatParam) else int(text)
-    except ValueError:
-        return text
 
 
 def _valid(space: Space, point: StartPoint, source: str) -> bool:

@@ -97,7 +97,7 @@ def starts(
         yield Replicate(rung=study.rungs[-1], trial=finalist)
     first = study.rungs[0]
     ask = Ask(rung=first)
-    asked = sum(r.status != "infeasible" for r in at[first.name])
+    asked = sum(r.status != "infeasible" or not study.sample for r in at[first.name])
     asking = asked < first.trials
     closed = not asking or not affordable(study, books, ask)
     steps: list[tuple[Rung, list[TrialRecord]]] = []

@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from search.driver import Driver
     from search.events import Event
     from search.ledger import TrialRecord, Word
     from search.study import EngineName, StudyConfig
@@ -85,21 +86,70 @@ def search(
     for trial_id, word in ((accept, "accepted"), (reject, "rejected")):
         if trial_id:
             give_verdict(config, trial_id, cast("Word", word))
-    best = _run(config, ray_address=ray_address, simulate=simulate)
+    best = _best(config, run_study(config, ray_address=ray_address, simulate=simulate))
     if as_json:
         found = {"trial": best.spec.trial_id, "result": to_plain(best.result)}
         click.echo(json.dumps({"study": config.name, "folder": str(config.dir), "best": found}, indent=1))
 
 
-def _run(config: StudyConfig, *, ray_address: str, simulate: Path | None) -> TrialRecord:
-    """Run the study to its end, talking on stderr; its best trial."""
+@click.command()
+@click.argument("study")
+@click.option("--knob", "knobs", multiple=True, required=True, metavar="NAME=A,B", help="A knob and values to try.")
+@click.option("--rung", default="", metavar="RUNG", help="Where to compare; the study's first rung by default.")
+@click.option("--seeds", type=click.IntRange(2), default=3, show_default=True, help="Paired seeds per point.")
+@click.option("--engine", type=click.Choice(["ray", "local"]), help="Override the study's engine.")
+@click.option("--data", multiple=True, metavar="DIR", help="Override the study's dataset folder(s).")
+@click.option("--ray-address", default="", metavar="ADDRESS", help="Use a running Ray cluster, e.g. auto.")
+@click.option("--simulate", type=click.Path(path_type=Path), metavar="FILE.py", help="Train nothing: see search.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
+def ablate(
+    study: str,
+    knobs: tuple[str, ...],
+    rung: str,
+    seeds: int,
+    engine: str | None,
+    data: tuple[str, ...],
+    ray_address: str,
+    simulate: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare STUDY's control with points that differ from it in one knob, on paired seeds.
+
+    \b
+    Example:
+      pgolf ablate demo.toml --knob matrix_lr=0.02,0.06 --knob num_layers=3
+    """
+    from search.ablate import ablation, describe_effects, effects, parse_knobs
+    from search.maker import study_space
+    from search.study import load_study
+    from space.plain import to_plain
+
+    config = load_study(study)
+    config = replace(config, data=data or config.data, engine=cast("EngineName", engine or config.engine))
+    space = None
+    if simulate is not None:
+        from search.simulate import load_world
+
+        space = load_world(simulate).space
+        config = replace(config, name=f"{config.name}-simulated", storage="memory")
+    space = space or study_space(config)
+    config = ablation(config, space, parse_knobs(space, knobs), rung=rung, seeds=seeds)
+    driver = run_study(config, ray_address=ray_address, simulate=simulate)
+    found = effects(config, driver.records)
+    if as_json:
+        click.echo(json.dumps({"study": config.name, "folder": str(config.dir), "effects": to_plain(found)}, indent=1))
+    else:
+        click.echo(describe_effects(found))
+
+
+def run_study(config: StudyConfig, *, ray_address: str, simulate: Path | None) -> Driver:
+    """Run the study to its end, talking on stderr."""
     from rich.console import Console
 
     console = Console(stderr=True, soft_wrap=True)
     engine = f"simulating {simulate}" if simulate else f"engine {config.engine}"
     console.print(f"study {config.name}: {engine}, trials in {config.dir}", highlight=False)
     from search.driver import Driver
-    from search.ledger import best_record
     from search.local import run_local, this_machine
     from search.lock import driver_lock
     from search.progress import follow, outlook
@@ -140,10 +190,19 @@ def _run(config: StudyConfig, *, ray_address: str, simulate: Path | None) -> Tri
         raise SystemExit(130) from None
     if driver.why_done:
         console.print(f"stopped early: {driver.why_done}", highlight=False)
+    return driver
+
+
+def _best(config: StudyConfig, driver: Driver) -> TrialRecord:
+    """The best trial, announced on stderr with what to do next."""
+    from rich.console import Console
+
+    from search.ledger import best_record
+
     best = best_record(config, driver.records)
     if best is None or best.result is None:
         raise ValueError(f"study {config.name} is complete, no trial is feasible; see why: pgolf status {config.dir}")
-    console.print(
+    Console(stderr=True, soft_wrap=True).print(
         f"study {config.name} is complete: best {best.spec.trial_id}, val_bpb {best.result.val_bpb:.4f}, "
         f"{best.result.artifact_bytes:,} bytes\n"
         f"  look at it:  pgolf pareto {config.dir}\n"

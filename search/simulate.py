@@ -29,7 +29,7 @@ import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import isfinite, sqrt
+from math import isfinite
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +39,7 @@ from search.events import Event, Finished, Started
 from search.ledger import TrialRecord, trial_dir
 from search.local import refuse_impossible
 from search.maker import WORLD_FILE, Made, study_space
+from search.points import complete_point
 from search.promote import Done
 from search.study import StudyConfig
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
@@ -189,15 +190,11 @@ def plain_space(params: Sequence[Param], *, control: Mapping[str, Scalar] | None
     """A space of bare parameters that build nothing. Its control is given, or the middle of every range."""
     if not params or not all(isinstance(p, (FloatParam, IntParam, ChoiceParam)) for p in params):
         raise ValueError(f"SPACE must be a Space or a list of FloatParam, IntParam, ChoiceParam, got {params!r:.200}")
-    middle: dict[str, Scalar] = {}
-    for param in params:
-        if param.active(middle):
-            middle[param.name] = _middle(param)
     space = Space(
         name=PLAIN_SPACE,
         params=tuple(params),
         make_config=lambda values, vocab_size: RunConfig(),
-        control=dict(control) if control is not None else middle,
+        control=complete_point(params, {}) if control is None else dict(control),
     )
     space.validate(space.control)
     return space
@@ -378,15 +375,6 @@ def _seed_run(said: Mapping[str, float], spec: TrialSpec, seed: int) -> tuple[Se
         artifact_sha256="",
     )
     return run, lasts
-
-
-def _middle(param: Param) -> Scalar:
-    match param:
-        case FloatParam():
-            return sqrt(param.low * param.high) if param.log else (param.low + param.high) / 2
-        case IntParam():
-            return param.low + param.step * ((param.high - param.low) // param.step // 2)
-    return param.options[0]
 
 
 def _key(spec: TrialSpec) -> tuple[str, int, int]:

@@ -95,6 +95,7 @@ class StudyConfig:
     warm_from: tuple[str, ...] = ()  # folders of earlier studies, and CSV tables with a column per parameter
     warm_top: int = 5  # so many of the best feasible points of each
     points: tuple[StartPoint, ...] = ()  # further points to start from
+    sample: bool = True  # then ask the sampler; without, the points above are all there is
     budget: Limits = field(default_factory=Limits)
     anomaly_ratio: float = 0.9  # a val_bpb below this share of its rung's best stops the study and asks; 0 never does
     max_infeasible: int = 200  # stop after so many forecasts over a cap in a row
