@@ -14,6 +14,7 @@ COMMANDS = {
     "size": ("search.size_cli:size", "Predict an artifact's bytes before training."),
     "trial": ("search.search_cli:trial", "Train, pack and score one configuration."),
     "search": ("search.search_cli:search", "Run a study, or go on with one."),
+    "ablate": ("search.search_cli:ablate", "Compare one-knob changes with the control on paired seeds."),
     "status": ("search.view_cli:status", "Show how far a study is."),
     "pareto": ("search.view_cli:pareto", "Write the page with bpb against bytes."),
     "quantize": ("search.quantize_cli:quantize", "Pack one checkpoint to any sizes and score each."),

@@ -2,29 +2,30 @@
 
 Any engine can drive it: local processes, Ray Tune, simulated time. Everything it knows is in the trial folders and
 the Optuna storage, so a killed driver is replaced by starting another: finished results are told once, unfinished
-trials are handed out again.
+trials are handed out again, and what is decided next depends on nothing else.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import partial
 
-from search.bundle import bundle
-from search.corpus.check import quick_check
-from search.corpus.manifest import TOKENIZER_FILE, Manifest, check_comparable
-from search.ledger import TrialRecord, read_record, read_records, trial_dir
-from search.promote import CONTROL, Ask, Done, Promote, Wait, decide
+import numpy as np
+
+from search.budget import account
+from search.freeze import absolute, freeze, git_commit
+from search.journal import note
+from search.ledger import CONTROL, VERDICT_FILE, TrialRecord, Verdict, finished, read_records, trial_dir
+from search.maker import Made, Maker, script_maker
+from search.points import point_key, starting_points
+from search.promote import Ask, Done, Promote, Replicate, Wait, decide
+from search.proxy import proxy_quality
+from search.race import control_seeds, noise_floors, too_good
+from search.retry import earlier_result, second_attempt
 from search.sampler import Sampler
-from search.study import STUDY_FILE, StudyConfig
-from space.params import ChoiceParam, Space
-from space.plain import to_plain
-from space.sizing import estimate_model_bytes
-from space.spaces import named_space
+from search.study import StudyConfig
 from trials.rungs import Rung
 from trials.spec import (
     RESULT_FILE,
@@ -40,98 +41,97 @@ from trials.spec import (
     write_json,
 )
 
-DATASETS_FILE = "datasets.json"  # in the study's folder: dataset folder -> hash of its tokenizer and shards
-DATA_KNOB = "data"  # the searched dataset, when a study has several
-FREE_TO_CHANGE = frozenset(
-    {
-        "engine",
-        "folder",
-        "trials",
-        "keep",
-        "min_promote",
-        "max_infeasible",
-        "timeout_seconds",
-        "cpus",
-        "gpus",
-        "dollars_per_gpu_hour",
-    }
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Dataset:
-    """One dataset folder and what its manifest says."""
-
-    folder: Path
-    manifest: Manifest
-
-    @property
-    def tokenizer(self) -> Path:
-        """The SentencePiece model next to the shards."""
-        return self.folder / TOKENIZER_FILE
+DUPLICATES = 4  # points asked for in a row that are tried already, before a random new one is taken
+RANDOM_DRAWS = 200  # that may be tried already before the space counts as exhausted and a point is run again
 
 
 class Driver:
     """One study's brain. Use it from one thread; `lock.driver_lock` keeps a second process away."""
 
-    def __init__(self, study: StudyConfig) -> None:
+    def __init__(
+        self, study: StudyConfig, maker: Maker | None = None, *, clock: Callable[[], float] | None = None
+    ) -> None:
         """Open the study: freeze its settings, read its folders, bring the storage in line.
 
+        Args:
+            maker: what turns points into trials; by default into scripts that train on the study's data.
+            clock: seconds since this launch began; by default the machine's.
         Raises:
             ValueError: data, space or storage cannot be used, or the study was launched with other settings.
         """
         self.study = study = absolute(study)
-        self._datasets = {name: open_dataset(name) for name in study.data}
-        _refuse_incomparable(list(self._datasets.values()))
-        self.space = study_space(study)
-        self._starts = starting_points(study, self.space)
+        self._maker = maker or script_maker(study)
+        self.space = self._maker.space
         freeze(study)
-        freeze_datasets(study, tuple(self._datasets.values()))
+        self._maker.freeze(study.dir)
+        self._starts = starting_points(study, self.space)
         self._records: dict[str, TrialRecord] = {r.spec.trial_id: r for r in read_records(study)}
-        self._sampler = Sampler(study, self.space)
-        self._sampler.reconcile(self.records)
+        self._tried = {point_key(self.space, r.spec.params) for r in self.records}
+        started = time.monotonic()
+        self._clock = clock or (lambda: time.monotonic() - started)
+        self._note = partial(note, study)
         self._in_flight: set[str] = set()
         self._git_commit = git_commit()
         self._infeasible_in_a_row = 0
+        self.why_done = ""  # what stopped a study before its ladder was climbed
+        self._sampler = Sampler(study, self.space)
+        self._take_up()
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """Everything known, in the order it was learnt."""
         return tuple(self._records.values())
 
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether `next` will hand out a trial of a killed driver."""
+        return any(r.result is None and r.spec.trial_id not in self._in_flight for r in self.records)
+
     def next(self) -> TrialSpec | Wait | Done:
         """The next trial to start; its folder is written. An unfinished trial of a killed driver comes first.
 
         Raises:
-            ValueError: `max_infeasible` configurations in a row were forecast over a cap.
+            ValueError: `max_infeasible` configurations in a row were forecast over a cap, or a score is too good to
+                believe and nobody has said what to think of it.
         """
         while True:
-            too_many = self._infeasible_in_a_row >= self.study.max_infeasible
-            if too_many and self._in_flight:
+            trouble = self._trouble()
+            if trouble and self._in_flight:
                 return Wait()  # let what runs end; its results may still change what is asked
-            if too_many:
-                raise ValueError(
-                    f"{self._infeasible_in_a_row} configurations in a row were forecast over the cap of "
-                    f"{self.study.caps.artifact_bytes:,} bytes; raise caps.artifact_bytes or search a smaller space"
-                )
+            if trouble:
+                raise ValueError(trouble)
             chosen = self._unfinished() or self._choose()
+            if isinstance(chosen, Done):
+                self._tell_races()
+                self.why_done = chosen.reason
             if not isinstance(chosen, TrialSpec):
                 return chosen
             if chosen.predicted_bytes <= self.study.caps.artifact_bytes:
                 self._infeasible_in_a_row = 0
                 self._in_flight.add(chosen.trial_id)
-                (trial_dir(self.study, chosen.trial_id) / STOP_FILE).unlink(missing_ok=True)
+                for stale in (STOP_FILE, RESULT_FILE):  # a result is of the time before more seeds were added
+                    (trial_dir(self.study, chosen.trial_id) / stale).unlink(missing_ok=True)
                 return chosen
             self._refuse(chosen)
 
     def finish(self, spec: TrialSpec, failure: str = "") -> TrialResult:
-        """Take in how a trial ended: its folder's result, or a failure when the worker left none."""
+        """Take in how a trial ended: its folder's result, or a failure when the worker left none.
+
+        After a fault the trial is unfinished again: `next` hands it out once more.
+        """
         folder = trial_dir(self.study, spec.trial_id)
         if not (folder / RESULT_FILE).exists():
             log = folder / WORKER_LOG
             refuse_full_disk(log.read_text(encoding="utf-8", errors="replace") if log.exists() else "", folder)
             write_json(folder / RESULT_FILE, TrialResult(status="failed", error=failure or "the worker left no result"))
-        return self._learn(read_record(folder))
+        record = finished(folder, self._records[spec.trial_id].spec)
+        assert record.result is not None
+        self._in_flight.discard(spec.trial_id)
+        if not self._retry(record):
+            self._records[spec.trial_id] = record
+            self._suspect(spec.rung)
+            self._learn(self._records[spec.trial_id])
+        return record.result
 
     def call_off(self) -> None:
         """Ask the workers of all trials in flight to leave, wherever they run; their trials stay unfinished."""
@@ -142,6 +142,33 @@ class Driver:
         """Hand back a trial that an engine could not run to its end: it is unfinished and comes up again."""
         self._in_flight.discard(spec.trial_id)
 
+    def _take_up(self) -> None:
+        """Do what a killed driver was about to do with results it had not told, then bring the storage in line."""
+        for record in self.records:
+            if record.status in ("failed", "timeout") and not self._sampler.is_told(record):
+                self._retry(record)
+        for rung in self.study.rungs:
+            self._suspect(rung.name)
+        known = (r if self._may_tell(r) else replace(r, result=None) for r in self.records)
+        self._sampler.reconcile(tuple(known))
+
+    def _trouble(self) -> str:
+        """Why nothing may be started now, or nothing."""
+        for record in self.records:
+            if record.suspicious:
+                trial_id, folder = record.spec.trial_id, self.study.dir
+                reason = read_noun(Verdict, trial_dir(self.study, trial_id) / VERDICT_FILE).reason
+                return (
+                    f"{trial_id} is suspicious: {reason}. A leak or a broken metric is more likely than a discovery; "
+                    f"look at it, then say `pgolf search {folder} --accept {trial_id}` or --reject {trial_id}"
+                )
+        if self._infeasible_in_a_row < self.study.max_infeasible:
+            return ""
+        return (
+            f"{self._infeasible_in_a_row} configurations in a row were forecast over the cap of "
+            f"{self.study.caps.artifact_bytes:,} bytes; raise caps.artifact_bytes or search a smaller space"
+        )
+
     def _unfinished(self) -> TrialSpec | None:
         """A trial that nobody works on and that has no result: its driver or its worker was killed."""
         for record in self.records:
@@ -151,70 +178,100 @@ class Driver:
 
     def _with_resources_of_today(self, spec: TrialSpec) -> TrialSpec:
         """The spec with the cores, GPUs and time its rung has now: they may have changed since it was written."""
-        rung = next(rung for rung in self.study.rungs if rung.name == spec.rung)
-        now = replace(spec, cpus=rung.cpus, gpus=rung.gpus, timeout_seconds=rung.timeout)
-        if now != spec:
-            write_json(trial_dir(self.study, spec.trial_id) / SPEC_FILE, now)
-            self._records[spec.trial_id] = TrialRecord(spec=now)
-        return now
+        rung = self.study.rung(spec.rung)
+        return self._rewrite(spec, replace(spec, cpus=rung.cpus, gpus=rung.gpus, timeout_seconds=rung.timeout))
+
+    def _rewrite(self, old: TrialSpec, new: TrialSpec) -> TrialSpec:
+        """Put a changed spec in place of a trial's old one; the trial is unfinished then."""
+        folder = trial_dir(self.study, new.trial_id)
+        script = self._maker.script(new.config) if new.config != old.config else b""
+        if script:
+            (folder / SCRIPT_FILE).write_bytes(script)
+        if new != old:
+            write_json(folder / SPEC_FILE, new)
+        self._records[new.trial_id] = TrialRecord(spec=new)
+        return new
 
     def _choose(self) -> TrialSpec | Wait | Done:
-        """A new trial, its folder written."""
-        match decide(self.study, self.records):
+        """A new trial, its folder written; or a finalist's with one more seed."""
+        match decide(self.study, self.records, elapsed=self._clock(), space=self.space):
             case Ask(rung=rung):
-                spec = self._ask(rung)
+                return self._ask(rung)
             case Promote(rung=rung, parent=parent):
                 number = self._sampler.add(rung.name, parent.spec.params, origin=parent.spec.trial_id)
                 spec = self._spec(rung, number, parent.spec.params, label=parent.spec.label, parent=parent.spec.number)
+                self._note_promotion(spec, parent)
+                return spec
+            case Replicate(rung=rung, trial=trial):
+                done = len(trial.spec.seeds)
+                self._note("replicate", at=self._clock(), trial=trial.spec.trial_id, seed=rung.seeds[done])
+                return self._rewrite(trial.spec, replace(trial.spec, seeds=rung.seeds[: done + 1], seeds_done=done))
             case nothing:
                 return nothing
-        self._write(spec)
-        return spec
 
     def _ask(self, rung: Rung) -> TrialSpec:
-        """The control first, then the space's warm starts, then whatever the sampler wants to know."""
+        """The control first, then the known good points, then whatever the sampler wants to know."""
         entered = {r.spec.label for r in self.records if r.spec.rung == rung.name}
-        for label, params in self._starts:
+        for label, params in ((point.label, point.params) for point in self._starts):
             if label not in entered:
                 return self._spec(rung, self._sampler.add(rung.name, params, origin=label), params, label=label)
-        number, params = self._sampler.ask(rung.name)
-        return self._spec(rung, number, params)
+        for _ in range(DUPLICATES):
+            number, params = self._sampler.ask(rung.name)
+            if point_key(self.space, params) not in self._tried:
+                return self._spec(rung, number, params)
+            self._sampler.forget(rung.name, number)
+        params = self._random_point(number)
+        return self._spec(rung, self._sampler.add(rung.name, params, origin="random"), params)
+
+    def _random_point(self, number: int) -> dict[str, Scalar]:
+        """A point that was not tried, unless the space has none left."""
+        rng = np.random.default_rng((self.study.seed, number))
+        params = self.space.sample(rng)
+        for _ in range(RANDOM_DRAWS):
+            if point_key(self.space, params) not in self._tried:
+                break
+            params = self.space.sample(rng)
+        return params
 
     def _spec(
-        self, rung: Rung, number: int, params: dict[str, Scalar], *, label: str = "", parent: int | None = None
+        self, rung: Rung, number: int, params: Mapping[str, Scalar], *, label: str = "", parent: int | None = None
     ) -> TrialSpec:
-        dataset = self._datasets[str(params.get(DATA_KNOB, self.study.data[0]))]
-        config = rung.apply(self.space.build(params, vocab_size=dataset.manifest.vocab_size), rung.seeds[0])
-        code_bytes = len(bundle(config))
-        estimate = estimate_model_bytes(config, code_bytes=code_bytes)
-        return TrialSpec(
+        seeds = rung.first_seeds
+        if label == CONTROL and rung == self.study.rungs[0]:
+            seeds = control_seeds(self.study, rung)
+        made = self._maker.make(rung, params, seeds[0])
+        spec = TrialSpec(
             study=self.study.name,
             rung=rung.name,
             number=number,
             parent=parent,
             label=label,
-            params=params,
-            config=config,
-            seeds=rung.seeds,
-            data_dir=str(dataset.folder),
-            tokenizer=str(dataset.tokenizer),
+            params=dict(params),
+            config=made.config,
+            seeds=seeds,
+            data_dir=made.data_dir,
+            tokenizer=made.tokenizer,
             cpus=rung.cpus,
             gpus=rung.gpus,
             processes=rung.processes,
             timeout_seconds=rung.timeout,
             git_commit=self._git_commit,
-            predicted_bytes=estimate.model_bytes + code_bytes,
-            predicted_low=estimate.low + code_bytes,
-            predicted_high=estimate.high + code_bytes,
+            predicted_bytes=made.predicted_bytes,
+            predicted_low=made.predicted_low,
+            predicted_high=made.predicted_high,
         )
+        self._write(spec, made)
+        return spec
 
-    def _write(self, spec: TrialSpec) -> None:
+    def _write(self, spec: TrialSpec, made: Made) -> None:
         """The folder of a trial: the script first, the spec last, so that a spec means a whole folder."""
         folder = trial_dir(self.study, spec.trial_id)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SCRIPT_FILE).write_bytes(bundle(spec.config))
+        if made.script:
+            (folder / SCRIPT_FILE).write_bytes(made.script)
         write_json(folder / SPEC_FILE, spec)
         self._records[spec.trial_id] = TrialRecord(spec=spec)
+        self._tried.add(point_key(self.space, spec.params))
 
     def _refuse(self, spec: TrialSpec) -> None:
         """A forecast over the cap is a result without a run: the sampler learns the constraint, nobody pays."""
@@ -225,117 +282,67 @@ class Driver:
         self._learn(TrialRecord(spec=spec, result=result))
         self._infeasible_in_a_row += 1
 
-    def _learn(self, record: TrialRecord) -> TrialResult:
+    def _retry(self, record: TrialRecord) -> bool:
+        """Make a trial that suffered a fault unfinished again, if it may have a second attempt and can afford it."""
         assert record.result is not None
-        self._sampler.tell(record)
+        again = second_attempt(record.spec, record.result)
+        rung = self.study.rung(record.spec.rung)
+        if again is None:
+            return False
+        self._records[record.spec.trial_id] = record
+        books = account(self.study, self.records, elapsed=self._clock())
+        if not books.affords(rung, seeds=len(again.seeds), top=rung == self.study.rungs[-1], new=False):
+            return False
+        folder = trial_dir(self.study, record.spec.trial_id)
+        (folder / RESULT_FILE).rename(earlier_result(folder, record.spec.attempt))
+        self._rewrite(record.spec, again)
+        reason = record.result.error.strip().splitlines()[-1:]
+        self._note(
+            "retry", at=self._clock(), trial=record.spec.trial_id, why=record.result.status, error="".join(reason)
+        )
+        return True
+
+    def _learn(self, record: TrialRecord) -> None:
+        """Take a result in; the sampler hears of it unless it is suspicious or its race goes on."""
+        assert record.result is not None
         self._records[record.spec.trial_id] = record
         if record.status == "complete":
             self._infeasible_in_a_row = 0
-        self._in_flight.discard(record.spec.trial_id)
-        return record.result
+        if self._may_tell(record):
+            self._sampler.tell(record)
+        if len(record.spec.seeds) > 1 and record.status == "complete":
+            for floor in noise_floors(self.study, self.records):
+                self._note("noise", at=self._clock(), **asdict(floor))
 
-
-def study_space(study: StudyConfig) -> Space:
-    """The study's named space, with the dataset as one more knob when there are several."""
-    space = named_space(study.space)
-    if len(study.data) == 1:
-        return space
-    knob = ChoiceParam(name=DATA_KNOB, options=study.data, tag="scale_free", doc="dataset, and so the tokenizer")
-    first = {DATA_KNOB: study.data[0]}
-    starts = tuple(replace(start, values={**first, **start.values}) for start in space.warm_starts)
-    return replace(space, params=(knob, *space.params), control={**first, **space.control}, warm_starts=starts)
-
-
-def starting_points(study: StudyConfig, space: Space) -> tuple[tuple[str, dict[str, Scalar]], ...]:
-    """(label, parameters) of the trials that come before the sampler's: the control and the warm starts, if wanted."""
-    control = ((CONTROL, dict(space.control)),) if study.control else ()
-    known = tuple((start.label, dict(start.values)) for start in space.warm_starts) if study.warm_starts else ()
-    return control + known
-
-
-def open_dataset(name: str) -> Dataset:
-    """The dataset in folder `name`.
-
-    Raises:
-        ValueError: there is none, with the commands that make one.
-    """
-    folder = Path(name).absolute()
-    if not folder.is_dir():
-        raise ValueError(
-            f"no dataset at {name}: build one with `pgolf data build --docs FILE... --out {name}` or download the "
-            f"challenge's with `pgolf data fetch --out {name}`"
+    def _suspect(self, rung: str) -> None:
+        """Mark the rung's best score when it is too good to believe, before anyone learns from it."""
+        best = min(
+            (r for r in self.records if r.spec.rung == rung and r.status == "complete" and r.verdict is None),
+            key=lambda r: r.result.val_bpb if r.result else 0.0,
+            default=None,
         )
-    return Dataset(folder=folder, manifest=quick_check(folder))
-
-
-def absolute(study: StudyConfig) -> StudyConfig:
-    """The study with absolute paths: the same study from whichever folder, and however, it is named."""
-    return replace(study, data=tuple(str(Path(name).absolute()) for name in study.data), folder=str(study.dir))
-
-
-def git_commit() -> str:
-    """The commit of the checkout this code runs from; empty outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def freeze(study: StudyConfig) -> None:
-    """Write the study's settings into its folder, or refuse when it was launched with others.
-
-    What may change between launches: the engine, how many trials are run and promoted, timeouts, resources.
-    """
-    study.dir.mkdir(parents=True, exist_ok=True)
-    path = study.dir / STUDY_FILE
-    known = read_noun(StudyConfig, path) if path.exists() else study
-    changed = differences(to_plain(known), to_plain(study))
-    if changed:
-        raise ValueError(
-            f"study {study.name!r} in {study.dir} was launched with other settings: {'; '.join(changed)}; "
-            "use another name or folder, or put the old settings back"
-        )
-    if known != study or not path.exists():
-        write_json(path, study)
-
-
-def freeze_datasets(study: StudyConfig, datasets: Sequence[Dataset]) -> None:
-    """Remember which data the study is about, or refuse when a folder holds other data by now."""
-    path = study.dir / DATASETS_FILE
-    now = {str(d.folder): _fingerprint(d.manifest) for d in datasets}
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
-    for folder, fingerprint in now.items():
-        if known.get(folder) != fingerprint:
-            raise ValueError(
-                f"the dataset in {folder} is not the one study {study.name!r} was launched on, so its scores would "
-                "not be comparable; put the old data back or start a study under another name"
+        reason = too_good(self.study, best, self.records) if best else ""
+        if best and reason:
+            write_json(
+                trial_dir(self.study, best.spec.trial_id) / VERDICT_FILE, Verdict(word="suspicious", reason=reason)
             )
-    write_json(path, now)
+            self._records[best.spec.trial_id] = replace(best, verdict="suspicious")
+            self._note("suspicious", at=self._clock(), trial=best.spec.trial_id, reason=reason)
 
+    def _may_tell(self, record: TrialRecord) -> bool:
+        """Whether a result is final: no verdict is missing and its race cannot go on."""
+        rung = self.study.rung(record.spec.rung)
+        racing = rung.race_from and record.status == "complete" and len(record.spec.seeds) < len(rung.seeds)
+        return record.result is not None and not record.suspicious and not racing
 
-def _fingerprint(manifest: Manifest) -> str:
-    """Hash of the tokenizer and of every shard, in order."""
-    parts = [manifest.tokenizer_sha256, *(shard.sha256 for shard in manifest.shards)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
+    def _tell_races(self) -> None:
+        """Nothing more will be replicated: every score at the top is what it is."""
+        for record in self.records:
+            if record.result is not None and not record.suspicious and not self._may_tell(record):
+                self._sampler.tell(record)
 
-
-def differences(old: object, new: object, path: str = "") -> list[str]:
-    """Settings that differ, as `caps.artifact_bytes 16000000 -> 15000000`; those free to change are left out."""
-    if path.rpartition(".")[2] in FREE_TO_CHANGE:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line for key in new for line in differences(old.get(key), new[key], f"{path}.{key}" if path else str(key))
-        ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [
-            line for i, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{path}[{i}]")
-        ]
-    return [] if old == new else [f"{path} {old!r} -> {new!r}"]
-
-
-def _refuse_incomparable(datasets: Sequence[Dataset]) -> None:
-    """Tokenizers are searched together only when they score the same text."""
-    for other in datasets[1:]:
-        check_comparable(datasets[0].manifest, other.manifest)
+    def _note_promotion(self, spec: TrialSpec, parent: TrialRecord) -> None:
+        """Who went up, and how far the rung it came from was trusted then."""
+        lower, upper = self.study.rung(parent.spec.rung), self.study.rung(spec.rung)
+        quality = proxy_quality(self.study, self.records, lower=lower, upper=upper)
+        self._note("promote", at=self._clock(), trial=spec.trial_id, parent=parent.spec.trial_id, **asdict(quality))

@@ -8,9 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from search.study import Caps, StudyConfig
-from trials.spec import RESULT_FILE, SPEC_FILE, Status, TrialResult, TrialSpec, read_noun
+from trials.spec import RESULT_FILE, SPEC_FILE, Status, TrialResult, TrialSpec, read_noun, write_json
+
+CONTROL = "control"  # label of the point that everything is compared with
+VERDICT_FILE = "verdict.json"  # in the folder of a trial whose score was too good to believe
+Word = Literal["suspicious", "accepted", "rejected"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What is to be thought of a score that was too good: nothing yet, or what a person said."""
+
+    word: Word
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +32,12 @@ class TrialRecord:
 
     spec: TrialSpec
     result: TrialResult | None = None
+    verdict: Word | None = None
+
+    @property
+    def suspicious(self) -> bool:
+        """Too good to believe, and nobody has looked yet."""
+        return self.verdict == "suspicious"
 
     @property
     def status(self) -> Status | None:
@@ -26,8 +45,8 @@ class TrialRecord:
         return self.result.status if self.result else None
 
     def feasible(self, caps: Caps) -> bool:
-        """Complete and within every cap."""
-        return self.result is not None and caps.allow(self.result)
+        """Complete, within every cap, and not waiting for a verdict."""
+        return self.result is not None and not self.suspicious and caps.allow(self.result)
 
 
 def trial_dir(study: StudyConfig, trial_id: str) -> Path:
@@ -41,8 +60,33 @@ def read_record(folder: Path) -> TrialRecord:
     Raises:
         ValueError: a file is torn; names it and says what to do.
     """
+    return finished(folder, read_noun(TrialSpec, folder / SPEC_FILE))
+
+
+def finished(folder: Path, spec: TrialSpec) -> TrialRecord:
+    """The record of a trial whose spec is known.
+
+    A result with fewer seeds than the spec asks for is of the time before more were added: the trial is unfinished.
+    """
     result = read_noun(TrialResult, folder / RESULT_FILE) if (folder / RESULT_FILE).exists() else None
-    return TrialRecord(spec=read_noun(TrialSpec, folder / SPEC_FILE), result=result)
+    if result is not None and result.status == "complete" and len(result.runs) < len(spec.seeds):
+        result = None
+    said = read_noun(Verdict, folder / VERDICT_FILE) if (folder / VERDICT_FILE).exists() else None
+    if said is not None and said.word == "rejected" and result is not None:
+        result = TrialResult(status="failed", error=f"rejected: {said.reason}", seconds=result.seconds)
+    return TrialRecord(spec=spec, result=result, verdict=said.word if said else None)
+
+
+def give_verdict(study: StudyConfig, trial_id: str, word: Word) -> None:
+    """Say what is to be thought of a suspicious trial.
+
+    Raises:
+        ValueError: there is no such trial, or nobody suspects it.
+    """
+    path = trial_dir(study, trial_id) / VERDICT_FILE
+    if not path.exists():
+        raise ValueError(f"trial {trial_id!r} of study {study.name} is not suspicious; see pgolf status {study.dir}")
+    write_json(path, Verdict(word=word, reason=read_noun(Verdict, path).reason))
 
 
 def read_records(study: StudyConfig) -> tuple[TrialRecord, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from search.promote import planned_trials
+from search.race import control_seeds
 from search.study import StudyConfig
 
 
@@ -34,6 +35,7 @@ class StudyPlan:
     rungs: tuple[RungPlan, ...]
     worst_gpu_hours: float
     worst_dollars: float
+    budget: str  # the limits, in words
 
 
 def plan(study: StudyConfig) -> StudyPlan:
@@ -41,6 +43,8 @@ def plan(study: StudyConfig) -> StudyPlan:
     rungs = []
     for rung, trials in zip(study.rungs, planned_trials(study), strict=True):
         runs = trials * len(rung.seeds)
+        if rung is study.rungs[0] and study.control:
+            runs += len(control_seeds(study, rung)) - len(rung.first_seeds)
         worst = runs * rung.timeout * rung.gpus / 3600
         limits = [f"{rung.steps} steps"] if rung.steps else []
         limits += [f"{rung.seconds:g} s"] if rung.seconds else []
@@ -65,7 +69,22 @@ def plan(study: StudyConfig) -> StudyPlan:
         rungs=tuple(rungs),
         worst_gpu_hours=sum(r.worst_gpu_hours for r in rungs),
         worst_dollars=sum(r.worst_dollars for r in rungs),
+        budget=describe_limits(study),
     )
+
+
+def describe_limits(study: StudyConfig) -> str:
+    """What the study may spend at most, whatever its ladder says."""
+    limits, shown = study.budget, []
+    if limits.gpu_hours:
+        shown.append(f"{limits.gpu_hours:g} GPU-hours")
+    if limits.dollars:
+        shown.append(f"${limits.dollars:,.2f}")
+    if limits.wall_seconds:
+        shown.append(f"{limits.wall_seconds / 3600:g} hours a launch")
+    if limits.trials:
+        shown.append(f"{limits.trials} trials")
+    return f"{', '.join(shown)}; {limits.reserve:.0%} only for the top rung" if shown else "no limit"
 
 
 def describe(study: StudyPlan) -> str:
@@ -83,4 +102,5 @@ def describe(study: StudyPlan) -> str:
         )
     worst = f"{study.worst_gpu_hours:.1f} GPU-hours, ${study.worst_dollars:.2f}"
     lines.append(f"worst case (every run until its timeout): {worst}")
+    lines.append(f"budget: {study.budget}")
     return "\n".join(lines)

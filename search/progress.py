@@ -25,10 +25,12 @@ class _Clock:
     spoke: float = field(default_factory=time.monotonic)
 
 
-def follow(driver: Driver, events: Iterable[Event], console: Console) -> None:
-    """Print what happens until the events end."""
+def follow(driver: Driver, events: Iterable[Event], console: Console, *, every: float = 0.0) -> None:
+    """Print what happens until the events end; with `every`, at most a line in so many seconds."""
     clock, running = _Clock(), dict[str, TrialSpec]()
     for event in events:
+        if every and time.monotonic() - clock.spoke < every:
+            continue
         match event:
             case Started(spec=spec):
                 running[spec.trial_id] = spec

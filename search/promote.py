@@ -1,21 +1,30 @@
 """Who runs next, at which rung: a pure function of the study and what is known about its trials.
 
-The rule, until measured proxy quality takes over: a rung is settled when all its trials have ended; then the best
-`keep` share of its feasible results (at least `min_promote`) goes up, best first, and the control goes with them, so
-that every claim at the top is a comparison. Unsettled rungs promote nothing: results that arrive in another order
-lead to the same promotions.
+Nothing waits for a rung to be complete. With n results at a rung, the best `keep` x n of them may be at the rung above;
+one that is and has not started there starts at once, best first. Once all trials of a rung have ended, what its final
+ranking says goes up, at least `min_promote`. The control goes up from every rung, so that every claim at the top is a
+comparison. How large `keep` is follows from how well the rung has ranked what was promoted so far (search.proxy).
+
+Records decide, not the order in which they came: the same set of records gives the same decision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor, inf
 
-from search.ledger import TrialRecord
+from search.analysis import non_dominated
+from search.budget import Account, account
+from search.ledger import CONTROL, TrialRecord
+from search.proxy import judged_tags, keep_share, score_pairs
+from search.race import deserves_seed
 from search.study import StudyConfig
+from space.params import Space
 from trials.rungs import Rung
+from trials.spec import Scalar
 
-CONTROL = "control"
+POOL = 2  # places for knobs a rung cannot judge go to trials among the best POOL x as many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +42,14 @@ class Promote:
     parent: TrialRecord
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replicate:
+    """Run a finalist with its next seed."""
+
+    rung: Rung
+    trial: TrialRecord
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """Nothing to start until something that runs has ended."""
@@ -40,46 +57,204 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The ladder is climbed."""
+    """The ladder is climbed, or the rest cannot be afforded."""
+
+    reason: str = ""
 
 
-Decision = Ask | Promote | Wait | Done
+Start = Ask | Promote | Replicate
+Decision = Start | Wait | Done
 
 
-def decide(study: StudyConfig, records: tuple[TrialRecord, ...]) -> Decision:
-    """What to start next. A record without a result counts as running."""
+def decide(
+    study: StudyConfig, records: Sequence[TrialRecord], *, elapsed: float = 0.0, space: Space | None = None
+) -> Decision:
+    """What to start next. A record without a result counts as running.
+
+    Args:
+        elapsed: seconds since this launch began, for the budget.
+        space: for the tags of its knobs; without it every rung judges everything.
+    """
+    books = account(study, records, elapsed=elapsed)
+    running = any(r.result is None for r in records)
+    refused = ""
+    for start in starts(study, records, books, space=space):
+        if affordable(study, books, start):
+            return start
+        if running:
+            return Wait()  # what runs may cost less than its worst case; nothing cheaper may eat what this one needs
+        refused = f"the budget refuses more trials at {start.rung.name}"
+    return Wait() if running else Done(refused)
+
+
+def starts(
+    study: StudyConfig, records: Sequence[TrialRecord], books: Account, *, space: Space | None = None
+) -> Iterator[Start]:
+    """Everything worth starting now, most wanted first: the top rung before those below it."""
+    at = by_rung(study, records)
+    finalist = deserves_seed(study, at[study.rungs[-1].name])
+    if finalist is not None:
+        yield Replicate(rung=study.rungs[-1], trial=finalist)
     first = study.rungs[0]
-    asked = [r for r in records if r.spec.rung == first.name and r.status != "infeasible"]
-    if len(asked) < first.trials:
-        return Ask(rung=first)
-    for below, rung in zip(study.rungs, study.rungs[1:], strict=False):
-        if any(r.result is None for r in records if r.spec.rung == below.name):
-            return Wait()
-        started = {r.spec.parent for r in records if r.spec.rung == rung.name}
-        for parent in promoted(study, records, below=below, rung=rung):
-            if parent.spec.number not in started:
-                return Promote(rung=rung, parent=parent)
-    return Wait() if any(r.result is None for r in records) else Done()
+    ask = Ask(rung=first)
+    asked = sum(r.status != "infeasible" or not study.sample for r in at[first.name])
+    asking = asked < first.trials
+    closed = not asking or not affordable(study, books, ask)
+    steps: list[tuple[Rung, list[TrialRecord]]] = []
+    for lower, upper in zip(study.rungs, study.rungs[1:], strict=False):
+        closed = closed and not any(r.result is None for r in at[lower.name])
+        wanted = promotable(
+            study, at[lower.name], at[upper.name], lower=lower, upper=upper, settled=closed, space=space
+        )
+        steps.append((upper, wanted))
+        closed = closed and not (wanted and affordable(study, books, Promote(rung=upper, parent=wanted[0])))
+    for rung, parents in reversed(steps):
+        for parent in parents:
+            yield Promote(rung=rung, parent=parent)
+    if asking:
+        yield ask
 
 
-def promoted(
-    study: StudyConfig, records: tuple[TrialRecord, ...], *, below: Rung, rung: Rung
-) -> tuple[TrialRecord, ...]:
-    """The trials of a settled rung `below` that go up to `rung`, best first; ties go to the earlier trial."""
-    complete = [r for r in records if r.spec.rung == below.name and r.status == "complete"]
-    feasible = sorted((r for r in complete if r.feasible(study.caps)), key=_score)
-    best = feasible[: max(rung.min_promote, ceil(rung.keep * len(complete)))]
-    return tuple(best + [r for r in feasible if r.spec.label == CONTROL and r not in best])
+def promotable(
+    study: StudyConfig,
+    below: Sequence[TrialRecord],
+    above: Sequence[TrialRecord],
+    *,
+    lower: Rung,
+    upper: Rung,
+    settled: bool,
+    space: Space | None = None,
+) -> list[TrialRecord]:
+    """Trials at `lower` that should start at `upper` now, most wanted first.
+
+    Args:
+        below, above: the records at the two rungs.
+        settled: nothing more will come to `lower`.
+    """
+    started = {r.spec.parent for r in above}
+    complete = [r for r in below if r.status == "complete" and not r.suspicious]
+    feasible = [r for r in complete if r.feasible(study.caps)]
+    control = [r for r in feasible if r.spec.label == CONTROL and r.spec.number not in started]
+    if not feasible:
+        return []
+    share = keep_share(upper, score_pairs((*complete, *above), lower=lower.name, upper=upper.name))
+    wanted = max(upper.min_promote, ceil(share * len(complete) - 1e-9)) if settled else floor(share * len(complete))
+    chosen = best_places(study, feasible, wanted, unjudged=unjudged_knobs(space, lower, upper))
+    waiting = [r for r in chosen if r.spec.number not in started]
+    if not settled:
+        controls = {r.spec.number for r in feasible if r.spec.label == CONTROL}
+        waiting = waiting[: max(0, wanted - len(started - controls))]
+    return waiting + [r for r in control if r not in waiting]
+
+
+def best_places(
+    study: StudyConfig, feasible: Sequence[TrialRecord], wanted: int, *, unjudged: Sequence[str] = ()
+) -> list[TrialRecord]:
+    """The `wanted` trials that go up, most wanted first.
+
+    Where the rung cannot judge some knobs, every other place goes to the trial among the best POOL x `wanted` that
+    brings most settings of those knobs which nobody chosen so far has; ties go to the better one. A better score
+    never costs a trial its place.
+    """
+    ranked = ranking(study, feasible)
+    if not unjudged or wanted < 2:
+        return ranked[:wanted]
+    settings = {r.spec.number: s for r, s in zip(ranked, knob_settings(ranked, unjudged), strict=True)}
+    pool, chosen, seen = ranked[: POOL * wanted], list[TrialRecord](), set[tuple[str, Scalar]]()
+    while pool and len(chosen) < wanted:
+        pick = pool[0]
+        if len(chosen) % 2:
+            pick = max(pool, key=lambda r: len(settings[r.spec.number] - seen))  # the first of the best: ranked order
+        pool.remove(pick)
+        chosen.append(pick)
+        seen |= settings[pick.spec.number]
+    return chosen
+
+
+def ranking(study: StudyConfig, feasible: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Trials within the caps, most wanted first; ties go to the earlier trial.
+
+    For the best model: by score. For the front: the best score, then front after front, and within one by the area
+    that only this trial adds.
+    """
+    ranked = sorted(feasible, key=_score)
+    if study.question == "best" or len(ranked) < 3:
+        return ranked
+    left, order = ranked[1:], ranked[:1]
+    worst = max(_score(r)[0] for r in ranked)
+    while left:
+        layer = [left[i] for i in non_dominated([_size_and_score(r) for r in left])]
+        area = {}
+        for i, record in enumerate(layer):
+            size, score = _size_and_score(record)
+            right = _size_and_score(layer[i + 1])[0] if i + 1 < len(layer) else study.caps.artifact_bytes
+            ceiling = _size_and_score(layer[i - 1])[1] if i else worst
+            area[record.spec.number] = (right - size) * (ceiling - score)
+        order += sorted(layer, key=lambda r: (-area[r.spec.number], *_score(r)))
+        taken = {r.spec.number for r in layer}
+        left = [r for r in left if r.spec.number not in taken]
+    return order
+
+
+def unjudged_knobs(space: Space | None, lower: Rung, upper: Rung) -> tuple[str, ...]:
+    """Knobs whose effect at `upper` no run at `lower` can show."""
+    if space is None:
+        return ()
+    judged = judged_tags(lower, upper)
+    return tuple(param.name for param in space.params if param.tag not in judged)
+
+
+def knob_settings(ranked: Sequence[TrialRecord], knobs: Sequence[str]) -> list[set[tuple[str, Scalar]]]:
+    """What each trial stands for: a choice's option, or which third of the values tried a number lies in."""
+    found: list[set[tuple[str, Scalar]]] = [set() for _ in ranked]
+    for knob in knobs:
+        values = sorted(
+            float(v) for r in ranked if (v := r.spec.params.get(knob)) is not None and type(v) in (int, float)
+        )
+        cuts = (values[len(values) // 3], values[2 * len(values) // 3]) if values else (0.0, 0.0)
+        for record, settings in zip(ranked, found, strict=True):
+            value = record.spec.params.get(knob)
+            if type(value) in (int, float):
+                value = sum(float(value) >= cut for cut in cuts)  # type: ignore[arg-type]
+            if value is not None:
+                settings.add((knob, value))
+    return found
+
+
+def affordable(study: StudyConfig, books: Account, start: Start) -> bool:
+    """Whether the budget allows a start."""
+    top = start.rung.name == study.rungs[-1].name
+    if isinstance(start, Replicate):
+        return books.affords(start.rung, seeds=1, top=top, new=False)
+    return books.affords(start.rung, seeds=len(start.rung.first_seeds), top=top)
+
+
+def by_rung(study: StudyConfig, records: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    """The records of each rung, by number."""
+    found: dict[str, list[TrialRecord]] = {rung.name: [] for rung in study.rungs}
+    for record in records:
+        found[record.spec.rung].append(record)
+    for mine in found.values():
+        mine.sort(key=lambda r: r.spec.number)
+    return found
 
 
 def planned_trials(study: StudyConfig) -> tuple[int, ...]:
-    """Most trials each rung can run, for budgets and plans."""
+    """Most trials each rung wants, for budgets and plans: while no proxy has proved good.
+
+    A trial that was promoted early and then overtaken comes on top.
+    """
     counts = [study.rungs[0].trials]
     for rung in study.rungs[1:]:
-        most = max(rung.min_promote, ceil(rung.keep * counts[-1])) + (1 if study.control else 0)
+        most = max(rung.min_promote, ceil(rung.most_kept * counts[-1] - 1e-9)) + (1 if study.control else 0)
         counts.append(min(counts[-1], most))
     return tuple(counts)
 
 
 def _score(record: TrialRecord) -> tuple[float, int]:
-    return (record.result.val_bpb if record.result else float("inf"), record.spec.number)
+    return (record.result.val_bpb if record.result else inf, record.spec.number)
+
+
+def _size_and_score(record: TrialRecord) -> tuple[float, float]:
+    assert record.result is not None
+    return float(record.result.artifact_bytes), record.result.val_bpb

@@ -14,8 +14,9 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from search.driver import Driver
     from search.events import Event
-    from search.ledger import TrialRecord
+    from search.ledger import TrialRecord, Word
     from search.study import EngineName, StudyConfig
 
 
@@ -24,10 +25,32 @@ if TYPE_CHECKING:
 @click.option("--engine", type=click.Choice(["ray", "local"]), help="Override the study's engine.")
 @click.option("--data", multiple=True, metavar="DIR", help="Override the study's dataset folder(s).")
 @click.option("--ray-address", default="", metavar="ADDRESS", help="Use a running Ray cluster, e.g. auto.")
+@click.option(
+    "--simulate",
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="Train nothing: call its evaluate(), in simulated time.",
+)
+@click.option("--seed", type=int, help="Simulation only: seed of the sampler.")
+@click.option("--gpus", type=float, help="GPUs to use; simulated ones with --simulate.")
+@click.option("--cpus", type=float, help="CPU cores to use; likewise.")
+@click.option("--accept", metavar="TRIAL", help="Believe a score that stopped the study, and go on.")
+@click.option("--reject", metavar="TRIAL", help="Count a trial whose score stopped the study as failed, and go on.")
 @click.option("--dry-run", is_flag=True, help="Print rungs, resources and worst-case cost; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 def search(
-    study: str, engine: str | None, data: tuple[str, ...], ray_address: str, dry_run: bool, as_json: bool
+    study: str,
+    engine: str | None,
+    data: tuple[str, ...],
+    ray_address: str,
+    simulate: Path | None,
+    seed: int | None,
+    gpus: float | None,
+    cpus: float | None,
+    accept: str | None,
+    reject: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Run STUDY (a TOML file, a built-in name, or a study's folder), or go on where it stopped.
 
@@ -35,7 +58,9 @@ def search(
     Example:
       pgolf search demo.toml
       pgolf search 8xh100.toml --dry-run
+      pgolf search 8xh100.toml --simulate surrogate.py --gpus 64
     """
+    from search.ledger import give_verdict
     from search.plan import describe, plan
     from search.study import load_study
     from space.plain import to_plain
@@ -46,45 +71,113 @@ def search(
         config = replace(config, data=data)
     if engine:
         config = replace(config, engine=cast("EngineName", engine))
+    if seed is not None and simulate is None:
+        raise click.UsageError("--seed is for --simulate; a real study's seed is in its file")
+    config = replace(config, gpus=config.gpus if gpus is None else gpus, cpus=config.cpus if cpus is None else cpus)
+    if simulate is not None:  # in a folder of its own: its results are no measurements
+        seed = config.seed if seed is None else seed
+        if not config.name.endswith(f"-simulated{seed}"):
+            config = replace(config, name=f"{config.name}-simulated{seed}", seed=seed, folder="", storage="memory")
     if dry_run:
         named_space(config.space)
         planned = plan(config)
         click.echo(json.dumps(to_plain(planned), indent=1) if as_json else describe(planned))
         return
-    best = _run(config, ray_address=ray_address)
+    for trial_id, word in ((accept, "accepted"), (reject, "rejected")):
+        if trial_id:
+            give_verdict(config, trial_id, cast("Word", word))
+    best = _best(config, run_study(config, ray_address=ray_address, simulate=simulate))
     if as_json:
         found = {"trial": best.spec.trial_id, "result": to_plain(best.result)}
         click.echo(json.dumps({"study": config.name, "folder": str(config.dir), "best": found}, indent=1))
 
 
-def _run(config: StudyConfig, *, ray_address: str) -> TrialRecord:
-    """Run the study to its end, talking on stderr; its best trial."""
+@click.command()
+@click.argument("study")
+@click.option("--knob", "knobs", multiple=True, required=True, metavar="NAME=A,B", help="A knob and values to try.")
+@click.option("--rung", default="", metavar="RUNG", help="Where to compare; the study's first rung by default.")
+@click.option("--seeds", type=click.IntRange(2), default=3, show_default=True, help="Paired seeds per point.")
+@click.option("--engine", type=click.Choice(["ray", "local"]), help="Override the study's engine.")
+@click.option("--data", multiple=True, metavar="DIR", help="Override the study's dataset folder(s).")
+@click.option("--ray-address", default="", metavar="ADDRESS", help="Use a running Ray cluster, e.g. auto.")
+@click.option("--simulate", type=click.Path(path_type=Path), metavar="FILE.py", help="Train nothing: see search.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
+def ablate(
+    study: str,
+    knobs: tuple[str, ...],
+    rung: str,
+    seeds: int,
+    engine: str | None,
+    data: tuple[str, ...],
+    ray_address: str,
+    simulate: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare STUDY's control with points that differ from it in one knob, on paired seeds.
+
+    \b
+    Example:
+      pgolf ablate demo.toml --knob matrix_lr=0.02,0.06 --knob num_layers=3
+    """
+    from search.ablate import ablation, describe_effects, effects, parse_knobs
+    from search.maker import study_space
+    from search.study import load_study
+    from space.plain import to_plain
+
+    config = load_study(study)
+    config = replace(config, data=data or config.data, engine=cast("EngineName", engine or config.engine))
+    space = None
+    if simulate is not None:
+        from search.simulate import load_world
+
+        space = load_world(simulate).space
+        config = replace(config, name=f"{config.name}-simulated", storage="memory")
+    space = space or study_space(config)
+    config = ablation(config, space, parse_knobs(space, knobs), rung=rung, seeds=seeds)
+    driver = run_study(config, ray_address=ray_address, simulate=simulate)
+    found = effects(config, driver.records)
+    if as_json:
+        click.echo(json.dumps({"study": config.name, "folder": str(config.dir), "effects": to_plain(found)}, indent=1))
+    else:
+        click.echo(describe_effects(found))
+
+
+def run_study(config: StudyConfig, *, ray_address: str, simulate: Path | None) -> Driver:
+    """Run the study to its end, talking on stderr."""
     from rich.console import Console
 
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"study {config.name}: engine {config.engine}, trials in {config.dir}", highlight=False)
+    engine = f"simulating {simulate}" if simulate else f"engine {config.engine}"
+    console.print(f"study {config.name}: {engine}, trials in {config.dir}", highlight=False)
     from search.driver import Driver
-    from search.ledger import best_record
     from search.local import run_local, this_machine
     from search.lock import driver_lock
     from search.progress import follow, outlook
 
     config.dir.mkdir(parents=True, exist_ok=True)
-    machine = this_machine(config.cpus, config.gpus)
+    every = 0.0
     events: Generator[Event, None, None] | None = None
     try:
         with driver_lock(config):
-            driver = Driver(config)
+            if simulate:
+                from search.simulate import load_world, run_simulated, simulated_driver
+
+                world = load_world(simulate)
+                driver, clock = simulated_driver(config, world)
+            else:
+                driver = Driver(config)
             if driver.records:
                 known = f"going on with {len(driver.records)} known trials: {outlook(config, driver.records)}"
                 console.print(known, highlight=False)
-            if config.engine == "ray":
+            if simulate:
+                events, every = run_simulated(driver, world, clock), 5.0
+            elif config.engine == "ray":
                 from search.ray_engine import run_ray
 
-                events = run_ray(driver, machine, address=ray_address)
+                events = run_ray(driver, this_machine(config.cpus, config.gpus), address=ray_address)
             else:
-                events = run_local(driver, machine)
-            follow(driver, events, console)
+                events = run_local(driver, this_machine(config.cpus, config.gpus))
+            follow(driver, events, console, every=every)
     except KeyboardInterrupt:
         if events is not None:
             console.print("\nstopping ...", highlight=False)
@@ -95,10 +188,21 @@ def _run(config: StudyConfig, *, ray_address: str) -> TrialRecord:
             highlight=False,
         )
         raise SystemExit(130) from None
+    if driver.why_done:
+        console.print(f"stopped early: {driver.why_done}", highlight=False)
+    return driver
+
+
+def _best(config: StudyConfig, driver: Driver) -> TrialRecord:
+    """The best trial, announced on stderr with what to do next."""
+    from rich.console import Console
+
+    from search.ledger import best_record
+
     best = best_record(config, driver.records)
     if best is None or best.result is None:
         raise ValueError(f"study {config.name} is complete, no trial is feasible; see why: pgolf status {config.dir}")
-    console.print(
+    Console(stderr=True, soft_wrap=True).print(
         f"study {config.name} is complete: best {best.spec.trial_id}, val_bpb {best.result.val_bpb:.4f}, "
         f"{best.result.artifact_bytes:,} bytes\n"
         f"  look at it:  pgolf pareto {config.dir}\n"
@@ -138,8 +242,8 @@ def trial(
       pgolf trial tiny --data data/builtin --steps 200 --out runs/tiny
     """
     from pgolf_model.config import Budget
-    from search.driver import open_dataset
     from search.local import this_machine
+    from search.maker import open_dataset
     from search.single import run_single
     from space.plain import to_plain
     from space.presets import load_config

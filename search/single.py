@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pgolf_model.config import RunConfig
 from search.bundle import bundle
-from search.driver import Dataset
 from search.local import worker_command, worker_environment
+from search.maker import Dataset
 from trials.spec import LOG_FILE, RESULT_FILE, SCRIPT_FILE, SPEC_FILE, TrialResult, TrialSpec, read_noun, write_json
 
 

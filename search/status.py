@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Literal
 
 from search.analysis import ENDED
+from search.budget import account, describe_account
 from search.ledger import TrialRecord, best_record, trial_dir
 from search.promote import Done, decide
+from search.proxy import ProxyQuality, proxy_quality
+from search.race import NoiseFloor, noise_floors
 from search.study import STUDY_FILE, StudyConfig
 from trials.rungs import Rung
 from trials.spec import METRICS_FILE, PROGRESS_FILE, RESULT_FILE, read_progress
 
-State = Literal["not started", "running", "interrupted", "stopped", "finished"]
+State = Literal["not started", "running", "interrupted", "suspicious", "stopped", "finished"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +77,9 @@ class StudyStatus:
     gpu_seconds: float  # trials' wall time x their GPUs, unfinished ones included
     cpu_seconds: float
     dollars: float
+    budget: str  # spent, committed and left, as the driver counts
+    noise: tuple[NoiseFloor, ...]  # per rung where a trial ran several seeds
+    proxies: tuple[ProxyQuality, ...]  # how each rung has ranked what was promoted from it, and what it keeps
     next: tuple[str, ...]  # commands that make sense now
 
 
@@ -100,7 +106,13 @@ def study_status(
         gpu_seconds=gpu,
         cpu_seconds=sum(_spent(r, begun) * r.spec.cpus for r in records),
         dollars=gpu / 3600 * study.dollars_per_gpu_hour,
-        next=_next(study, state, best_id),
+        budget=describe_account(account(study, records)),
+        noise=noise_floors(study, records),
+        proxies=tuple(
+            proxy_quality(study, records, lower=lower, upper=upper)
+            for lower, upper in zip(study.rungs, study.rungs[1:], strict=False)
+        ),
+        next=_next(study, records, state, best_id),
     )
 
 
@@ -187,6 +199,8 @@ def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -
         return "not started"
     if any(r.result is None for r in records):
         return "interrupted"
+    if any(r.suspicious for r in records):
+        return "suspicious"
     return "finished" if isinstance(decide(study, tuple(records)), Done) else "stopped"
 
 
@@ -206,9 +220,14 @@ def _modified(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _next(study: StudyConfig, state: State, best: str | None) -> tuple[str, ...]:
+def _next(study: StudyConfig, records: Sequence[TrialRecord], state: State, best: str | None) -> tuple[str, ...]:
     name = study_argument(study)
-    commands = []
+    commands = [
+        f"pgolf search {name} --{word} {r.spec.trial_id}"
+        for r in records
+        if r.suspicious
+        for word in ("accept", "reject")
+    ]
     if state in ("not started", "interrupted", "stopped"):
         commands.append(f"pgolf search {name}")
     if state != "not started":

@@ -9,7 +9,7 @@ from typing import Literal
 
 from space.plain import from_plain
 from trials.rungs import Rung
-from trials.spec import TrialResult, read_noun
+from trials.spec import Scalar, TrialResult, read_noun
 
 EngineName = Literal["ray", "local"]
 BUILTIN_STUDIES = Path(__file__).parent / "studies"
@@ -49,6 +49,32 @@ class Caps:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a study may spend; 0 is no limit. A start that could cross one is refused (search.budget)."""
+
+    gpu_hours: float = 0.0
+    dollars: float = 0.0  # at `dollars_per_gpu_hour`
+    wall_seconds: float = 0.0  # of one launch
+    trials: int = 0  # over all rungs
+    reserve: float = 0.2  # share of hours and time that only the top rung may use: finalists and their fresh seeds
+
+    def __post_init__(self) -> None:
+        for name in ("gpu_hours", "dollars", "wall_seconds", "trials"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.reserve < 1:
+            raise ValueError(f"reserve must be in [0, 1), got {self.reserve}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartPoint:
+    """A point to try before the sampler's: parameters and the name a report calls it by."""
+
+    label: str
+    params: dict[str, Scalar]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig:
     """One study. `best` asks for the lowest val_bpb under the caps; `front` for the whole bpb-bytes trade-off.
 
@@ -64,7 +90,14 @@ class StudyConfig:
     engine: EngineName = "ray"
     seed: int = 0  # of the sampler; never of a run
     control: bool = True  # run the space's control first and carry it to the top rung
+    control_seeds: int = 1  # runs of the control at the first rung, for a noise floor; seeds from a fixed list
     warm_starts: bool = True  # then the space's other known good points
+    warm_from: tuple[str, ...] = ()  # folders of earlier studies, and CSV tables with a column per parameter
+    warm_top: int = 5  # so many of the best feasible points of each
+    points: tuple[StartPoint, ...] = ()  # further points to start from
+    sample: bool = True  # then ask the sampler; without, the points above are all there is
+    budget: Limits = field(default_factory=Limits)
+    anomaly_ratio: float = 0.9  # a val_bpb below this share of its rung's best stops the study and asks; 0 never does
     max_infeasible: int = 200  # stop after so many forecasts over a cap in a row
     storage: str = ""  # Optuna storage URL; empty is an SQLite file in the study's folder
     folder: str = ""  # where trials are kept; empty is runs/NAME
@@ -77,6 +110,11 @@ class StudyConfig:
             raise ValueError(f"a study needs a name without '/', got {self.name!r}")
         if not self.data:
             raise ValueError("data must name at least one dataset folder")
+        if self.control_seeds < 1 or not 0 <= self.anomaly_ratio < 1:
+            raise ValueError(
+                "control_seeds must be at least 1 and anomaly_ratio in [0, 1), got "
+                f"{self.control_seeds} and {self.anomaly_ratio}"
+            )
         if not self.rungs:
             raise ValueError("a study needs at least one [[rungs]] table")
         names = [rung.name for rung in self.rungs]
@@ -94,6 +132,21 @@ class StudyConfig:
     def dir(self) -> Path:
         """The study's folder: the frozen TOML, the storage, one folder per trial."""
         return Path(self.folder or f"runs/{self.name}").absolute()
+
+    def fidelity(self, rung: Rung) -> float:
+        """Training compute of a run at `rung` relative to one at the top rung, which has 1."""
+        return rung.compute / self.rungs[-1].compute
+
+    def rung(self, name: str) -> Rung:
+        """The rung called `name`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for rung in self.rungs:
+            if rung.name == name:
+                return rung
+        raise ValueError(f"study {self.name!r} has no rung {name!r}; it has {', '.join(r.name for r in self.rungs)}")
 
     @property
     def storage_url(self) -> str:

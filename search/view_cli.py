@@ -139,14 +139,25 @@ def _print_status(found: StudyStatus) -> None:
     cost = f" (about ${found.dollars:,.2f})" if found.gpu_seconds else ""
     spent = f"{elapsed}{found.gpu_seconds / 3600:,.2f} GPU-hours{cost}, {found.cpu_seconds / 3600:,.2f} CPU-hours"
     head = {"study": f"{found.study}: {found.state}{driver}", "best": best, "spent": spent, "folder": found.folder}
+    head |= {"budget": found.budget} if "no limit" not in found.budget else {}
+    for n in found.noise:
+        head[f"noise {n.rung}"] = f"sd {n.sd:.5f} over seeds, {n.degrees_of_freedom} degrees of freedom"
+    for q in found.proxies:
+        if q.spearman is not None and q.recall is not None:
+            head[f"{q.lower} -> {q.upper}"] = (
+                f"Spearman {q.spearman:+.2f} [{q.spearman_low:+.2f}, {q.spearman_high:+.2f}], recall of the top "
+                f"quarter {q.recall:.2f} [{q.recall_low:.2f}, {q.recall_high:.2f}] over {q.num_pairs} pairs; "
+                f"keeps {q.keep:.0%}"
+            )
     tables = [_rung_cells(found.rungs)]
     if found.live:
         tables.append(_live_cells(found.live))
     if sys.stdout.isatty():
         _print_rich(head, tables)
     else:
+        width = max(8, *(len(name) + 2 for name in head))
         for name, text in head.items():
-            click.echo(f"{name:8}{text}")
+            click.echo(f"{name:{width}}{text}")
         for table in tables:
             click.echo()
             _print_plain(table)

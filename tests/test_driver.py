@@ -15,6 +15,8 @@ import optuna
 import pytest
 
 import search.driver
+import search.ledger
+import search.points
 import search.sampler
 from search.driver import Driver
 from search.ledger import read_records, trial_dir
@@ -138,7 +140,8 @@ def test_a_driver_killed_anywhere_is_replaced_without_loss(
 
         return burning
 
-    monkeypatch.setattr(search.driver, "write_json", burn(write_json))
+    for module in (search.driver, search.ledger, search.points):
+        monkeypatch.setattr(module, "write_json", burn(write_json))
     for name in ("add_trial", "tell", "ask"):
         monkeypatch.setattr(optuna.Study, name, burn(getattr(optuna.Study, name)))
     for name in ("set_constraint", "set_user_attr"):

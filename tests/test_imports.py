@@ -20,6 +20,7 @@ THIRD_PARTY = {  # what each package may import besides the standard library, an
     "trials": {"torch", "numpy"},
     "search": {
         "numpy",
+        "scipy",
         "sentencepiece",
         "click",
         "rich",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pgolf_model.config import RunConfig
-from search.ledger import TrialRecord
+from search.analysis import hypervolume
+from search.ledger import CONTROL, TrialRecord
 from search.plan import describe, plan
-from search.promote import CONTROL, Ask, Done, Promote, Wait, decide, planned_trials, promoted
+from search.promote import Ask, Done, Promote, Wait, best_places, decide, promotable, ranking
 from search.study import Caps, StudyConfig
+from space.params import FloatParam, Space
 from trials.rungs import Rung
 from trials.spec import SeedRun, TrialResult, TrialSpec
 
@@ -22,11 +26,12 @@ STUDY = StudyConfig(name="s", space="tiny", data=("d",), rungs=(PROXY, FULL), ca
 
 def record(
     number: int, bpb: float | None, *, rung: str = "proxy", size: int = 900, label: str = "", parent: int | None = None,
-    status: str = "complete",
+    status: str = "complete", params: dict[str, float] | None = None,
 ) -> TrialRecord:  # fmt: skip
     """A trial; `bpb` None is one that has not ended."""
     spec = TrialSpec(
-        study="s", rung=rung, number=number, parent=parent, label=label, params={}, config=RunConfig(), seeds=(1,),
+        study="s", rung=rung, number=number, parent=parent, label=label, params=params or {}, config=RunConfig(),
+        seeds=(1,),
         data_dir="", tokenizer="",
     )  # fmt: skip
     if bpb is None:
@@ -77,12 +82,33 @@ def test_forecasts_over_the_cap_do_not_use_up_trials() -> None:
     assert decide(STUDY, refused) == Ask(rung=PROXY)
 
 
-def test_nothing_is_promoted_from_an_unsettled_rung() -> None:
-    records = (*(record(i, 2.0 + i) for i in range(5)), record(5, None))
-    assert decide(STUDY, records) == Wait()
+def test_a_trial_goes_up_as_soon_as_enough_results_are_known() -> None:
+    """A third is kept, so the best of three is promoted while the rest have not even been asked for."""
+    two = (record(0, 2.0), record(1, 3.0))
+    assert decide(STUDY, two) == Ask(rung=PROXY)
+    three = (*two, record(2, 1.0))
+    assert decide(STUDY, three) == Promote(rung=FULL, parent=three[2])
+    started = (*three, record(0, None, rung="full", parent=2))
+    assert decide(STUDY, started) == Ask(rung=PROXY), "one of three is all that a third allows"
+    better = (*started, record(3, 0.5), record(4, 0.6), record(5, None))
+    assert decide(STUDY, better) == Wait()
+    six = (*better[:-1], record(5, 0.7))
+    assert decide(STUDY, six) == Promote(rung=FULL, parent=six[4]), "0.5 first"
 
 
-def test_the_best_feasible_go_up_and_the_control_with_them() -> None:
+def test_the_control_goes_up_at_once_and_takes_no_place() -> None:
+    records = (record(0, 9.0, label=CONTROL), record(1, None))
+    assert decide(STUDY, records) == Promote(rung=FULL, parent=records[0])
+    records = (*records[:1], record(1, 2.0), record(2, 3.0), record(0, None, rung="full", parent=0))
+    assert decide(STUDY, records) == Promote(rung=FULL, parent=records[1])
+
+
+def settled(study: StudyConfig, records: tuple[TrialRecord, ...]) -> list[int]:
+    up = promotable(study, records, (), lower=study.rungs[0], upper=study.rungs[1], settled=True)
+    return [r.spec.number for r in up]
+
+
+def test_of_a_settled_rung_the_best_feasible_go_up_and_the_control_with_them() -> None:
     records = (
         record(0, 9.0, label=CONTROL),
         record(1, 1.0, size=1001),  # the best, and one byte over the cap
@@ -91,7 +117,7 @@ def test_the_best_feasible_go_up_and_the_control_with_them() -> None:
         record(4, 4.0),
         record(5, 0.0, status="diverged"),
     )
-    assert [r.spec.number for r in promoted(STUDY, records, below=PROXY, rung=FULL)] == [3, 2, 0]
+    assert settled(STUDY, records) == [3, 2, 0]
     assert decide(STUDY, records) == Promote(rung=FULL, parent=records[3])
 
 
@@ -100,14 +126,12 @@ def test_a_study_without_a_feasible_trial_ends() -> None:
 
 
 scores = st.lists(st.one_of(st.none(), st.floats(0.5, 9)), min_size=6, max_size=6)
+sizes = st.lists(st.integers(500, 1500), min_size=6, max_size=6)
 
 
-@given(
-    scores=scores,
-    sizes=st.lists(st.integers(500, 1500), min_size=6, max_size=6),
-    seeds=st.tuples(st.integers(), st.integers()),
-)
-def test_the_order_of_results_changes_nothing(scores, sizes, seeds) -> None:
+def fates(scores, sizes):
+    """A trial's outcome, fixed by the point it started from."""
+
     def outcome(r: TrialRecord) -> TrialRecord:
         number = r.spec.number
         origin = number if r.spec.parent is None else r.spec.parent
@@ -118,14 +142,107 @@ def test_the_order_of_results_changes_nothing(scores, sizes, seeds) -> None:
             parent=r.spec.parent, status=status,
         )  # fmt: skip
 
-    one, two = (climb(STUDY, outcome, seed=s) for s in seeds)
-    assert {(r.spec.rung, r.spec.number, r.spec.parent) for r in one} == {
-        (r.spec.rung, r.spec.number, r.spec.parent) for r in two
-    }
-    top = [r for r in one if r.spec.rung == "full"]
-    assert len({r.spec.parent for r in top}) == len(top), "nobody is promoted twice"
-    assert sum(r.spec.rung == "proxy" for r in one) == PROXY.trials
-    assert len(top) <= planned_trials(STUDY)[1]
+    return outcome
+
+
+@given(scores=scores, sizes=sizes, seed=st.integers(), slots=st.integers(1, 6))
+def test_whatever_order_results_come_in_the_ladder_is_climbed(scores, sizes, seed, slots) -> None:
+    """Nobody goes up twice, the settled ranking's best are up at the end, early birds at most double them."""
+    end = climb(STUDY, fates(scores, sizes), seed=seed, slots=slots)
+    proxies = tuple(r for r in end if r.spec.rung == "proxy")
+    parents = [r.spec.parent for r in end if r.spec.rung == "full"]
+    assert len(proxies) == PROXY.trials
+    assert len(parents) == len(set(parents))
+    wanted = settled(STUDY, proxies)
+    assert set(wanted) <= set(parents)
+    assert len(parents) <= 2 * len(wanted)
+    assert all(proxies[p].feasible(STUDY.caps) for p in parents)
+
+
+@given(scores=scores, sizes=sizes, seed=st.integers(), stop=st.integers(0, 20))
+def test_the_order_of_the_records_changes_nothing(scores, sizes, seed, stop) -> None:
+    """At any moment of a study, its records in another order lead to the same decision."""
+    seen = []
+    rng = random.Random(seed)
+
+    def outcome(r: TrialRecord) -> TrialRecord:
+        return fates(scores, sizes)(r)
+
+    records: dict[tuple[str, int], TrialRecord] = {}
+    for _ in range(stop):
+        decision = decide(STUDY, tuple(records.values()))
+        shuffled = rng.sample(list(records.values()), len(records))
+        assert decide(STUDY, shuffled) == decision
+        seen.append(decision)
+        running = [k for k, r in records.items() if r.result is None]
+        if isinstance(decision, Done):
+            break
+        if isinstance(decision, Wait) or (running and rng.random() < 0.5):
+            key = rng.choice(running)
+            records[key] = outcome(records[key])
+            continue
+        number = sum(k[0] == decision.rung.name for k in records)
+        parent = decision.parent.spec.number if isinstance(decision, Promote) else None
+        label = CONTROL if (number if parent is None else parent) == 0 else ""
+        records[decision.rung.name, number] = record(number, None, rung=decision.rung.name, parent=parent, label=label)
+
+
+KNOBS = Space(
+    name="s",
+    params=tuple(FloatParam(name=n, low=0, high=1, tag=t) for n, t in (("a", "scale_free"), ("b", "step_dependent"))),
+    make_config=lambda values, vocab_size: RunConfig(),
+    control={"a": 0.5, "b": 0.5},
+)
+points = st.lists(
+    st.tuples(st.floats(1, 9), st.integers(100, 1000), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=14
+)
+
+
+@given(points=points, wanted=st.integers(1, 8), better=st.floats(0, 5), question=st.sampled_from(["best", "front"]))
+def test_a_better_score_never_costs_a_trial_its_place(points, wanted, better, question) -> None:
+    """Whoever goes up would also have gone up with a better score: by rank, by area, and by places for knobs."""
+    study = replace(STUDY, question=question)
+    trials = [record(i, bpb, size=size, params={"a": a, "b": b}) for i, (bpb, size, a, b) in enumerate(points)]
+    for unjudged in ((), ("b",), ("a", "b")):
+        chosen = {r.spec.number for r in best_places(study, trials, wanted, unjudged=unjudged)}
+        assert len(chosen) == min(wanted, len(trials))
+        for number in chosen:
+            bpb, size, a, b = points[number]
+            improved = list(trials)
+            improved[number] = record(number, bpb - better, size=size, params={"a": a, "b": b})
+            again = best_places(study, improved, wanted, unjudged=unjudged)
+            assert number in {r.spec.number for r in again}
+
+
+def test_places_for_knobs_that_the_rung_cannot_judge() -> None:
+    """Every other place goes to a setting of `b` that nobody chosen has, among the best four for two places."""
+    trials = [record(i, 1.0 + i, params={"a": 0.5, "b": b}) for i, b in enumerate((0.1, 0.1, 0.1, 0.9, 0.9, 0.9))]
+    assert [r.spec.number for r in best_places(STUDY, trials, 2)] == [0, 1]
+    assert [r.spec.number for r in best_places(STUDY, trials, 2, unjudged=("b",))] == [0, 3]
+    up = promotable(STUDY, trials, (), lower=PROXY, upper=FULL, settled=True, space=KNOBS)
+    assert 3 in {r.spec.number for r in up}, "10 steps cannot judge a step-dependent knob for 100"
+
+
+@given(points=points)
+def test_the_front_question_takes_the_best_score_and_then_what_adds_area(points) -> None:
+    """The first layer comes before everything it dominates, and its order is that of the area each alone adds."""
+    study = replace(STUDY, question="front")
+    trials = [record(i, bpb, size=size) for i, (bpb, size, _, _) in enumerate(points)]
+    order = ranking(study, trials)
+    assert order[0].result.val_bpb == min(p[0] for p in points)
+    assert sorted(r.spec.number for r in order) == list(range(len(points)))
+    rest = order[1:]
+    pairs = [(r.result.artifact_bytes, r.result.val_bpb) for r in rest]
+    front = [
+        not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in pairs) for p in pairs
+    ]  # brute force; equal points do not beat each other
+    assert front == sorted(front, reverse=True)
+    layer = pairs[: sum(front)]
+    corner = (1000.0, max(p[0] for p in points))
+    whole = hypervolume(layer, corner)
+    added = [whole - hypervolume([q for j, q in enumerate(layer) if j != i], corner) for i in range(len(layer))]
+    if len(set(layer)) == len(layer) and len(points) > 2:
+        assert added == sorted(added, reverse=True) or added == pytest.approx(sorted(added, reverse=True), abs=1e-6)
 
 
 def test_the_plan_counts_every_seed_to_its_timeout() -> None:

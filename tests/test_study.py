@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search.driver import differences
+from search.freeze import differences
 from search.study import BUILTIN_STUDIES, Caps, StudyConfig, load_study
 from space.plain import from_plain, to_plain
 from trials.rungs import Rung

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pgolf_model.config import Budget, RunConfig
+from pgolf_model.config import Budget, RunConfig, TrainConfig
+
+TOKENS_PER_GPU_SECOND = 1e6  # a 9-layer record on an H100 (atlas: 8.2 M on eight), to compare seconds with steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,9 +21,12 @@ class Rung:
     steps: int = 0  # training budget in optimizer steps; 0 is no limit
     seconds: float = 0.0  # training budget in seconds; 0 is no limit. Never for runs that share a GPU
     trials: int = 0  # first rung only: configurations to ask for
-    keep: float = 0.25  # later rungs: share of the previous rung's results that is promoted
+    keep: float = 0.25  # later rungs: share of the previous rung's results that is promoted ...
+    keep_min: float = 0.0  # ... at least this once the proxy has proved good; 0 is half of `keep`
+    keep_max: float = 0.0  # ... at most this while it has not; 0 is `keep`
     min_promote: int = 1  # later rungs: at least so many, when there are as many
     seeds: tuple[int, ...] = (1337,)  # every trial runs once per seed; its score is the mean
+    race_from: int = 0  # start with so many of the seeds and add one at a time while undecided; 0 runs them all
     cpus: float = 1.0  # CPU cores of one trial
     gpus: float = 0.0  # GPUs of one trial: a fraction, or a whole number
     processes: int = 1  # torchrun ranks; above 1 the trial is a gang on one node
@@ -35,6 +40,13 @@ class Rung:
         Budget(steps=self.steps, seconds=self.seconds)
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must be in (0, 1], got {self.keep}")
+        if not 0 < self.least_kept <= self.most_kept <= 1:
+            raise ValueError(
+                f"keep_min and keep_max must satisfy 0 < keep_min <= keep_max <= 1, got {self.least_kept:g} and "
+                f"{self.most_kept:g}"
+            )
+        if not 0 <= self.race_from <= len(self.seeds):
+            raise ValueError(f"race_from must be in [0, {len(self.seeds)}], the number of seeds, got {self.race_from}")
         if self.trials < 0 or self.min_promote < 0:
             raise ValueError(f"trials and min_promote must be at least 0, got {self.trials} and {self.min_promote}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -58,6 +70,31 @@ class Rung:
     def budget(self) -> Budget:
         """Training budget of one run at this rung."""
         return Budget(steps=self.steps, seconds=self.seconds)
+
+    @property
+    def least_kept(self) -> float:
+        """Share of the rung below that is promoted when the proxy is known to be perfect."""
+        return self.keep_min or min(self.keep / 2, self.most_kept)
+
+    @property
+    def most_kept(self) -> float:
+        """Share that is promoted while nothing is known about the proxy, or when it is poor."""
+        return self.keep_max or max(self.keep, self.keep_min)
+
+    @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """The seeds every trial runs before any race."""
+        return self.seeds[: self.race_from or len(self.seeds)]
+
+    @property
+    def compute(self) -> float:
+        """Training compute of one run, in tokens: what rungs are compared by, not a forecast.
+
+        Steps times batch; a budget in seconds counts TOKENS_PER_GPU_SECOND on each GPU (on one where there is none).
+        """
+        if self.seconds and not self.steps:
+            return self.seconds * max(self.gpus, 1.0) * TOKENS_PER_GPU_SECOND
+        return float(self.steps * (self.batch_tokens or TrainConfig().batch_tokens))
 
     @property
     def timeout(self) -> float:

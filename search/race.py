@@ -1,0 +1,135 @@
+"""Noise and what follows from it: the noise floor, which finalists deserve another seed, which score is too good.
+
+Seeds come from fixed lists and are never searched over; comparisons between finalists are paired by seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean
+
+from search.ledger import CONTROL, TrialRecord
+from search.study import StudyConfig
+from trials.rungs import Rung
+
+SEEDS = (1337, 42, 314, 999, 2025, 7, 271, 161, 577, 1729, 4104, 13)  # for more runs than a rung names seeds
+RACE_P = 0.05  # a finalist worse than the leader at this level gets no further seed
+MIN_GROUP = 3  # other scores that it takes to call one too good
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseFloor:
+    """Standard deviation of val_bpb over seeds at one rung, pooled over the trials that ran several."""
+
+    rung: str
+    sd: float
+    degrees_of_freedom: int
+
+
+def noise_floors(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[NoiseFloor, ...]:
+    """One per rung where some trial has several seeds."""
+    found = []
+    for rung in study.rungs:
+        total, freedom = 0.0, 0
+        for record in records:
+            if record.spec.rung == rung.name and record.status == "complete" and record.result:
+                scores = [run.val_bpb for run in record.result.runs]
+                total += sum((score - fmean(scores)) ** 2 for score in scores)
+                freedom += len(scores) - 1
+        if freedom:
+            found.append(NoiseFloor(rung=rung.name, sd=sqrt(total / freedom), degrees_of_freedom=freedom))
+    return tuple(found)
+
+
+def control_seeds(study: StudyConfig, rung: Rung) -> tuple[int, ...]:
+    """The control's seeds at the first rung: the rung's own, then the fixed list's."""
+    wanted = max(study.control_seeds, len(rung.first_seeds))
+    fresh = tuple(seed for seed in SEEDS if seed not in rung.seeds)
+    return (rung.seeds + fresh)[:wanted]
+
+
+def deserves_seed(study: StudyConfig, records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The finalist at the top rung that gets its next seed, or None.
+
+    The leader and the control run every seed, for they are the claim; another goes on until it is worse than the
+    leader at RACE_P. Nobody goes on while someone's first runs are missing; the fewest seeds first, then the best.
+    """
+    rung = study.rungs[-1]
+    here = [r for r in records if r.spec.rung == rung.name]
+    if not rung.race_from or any(r.result is None and not r.spec.seeds_done for r in here):
+        return None
+    racing = [r for r in here if r.result is not None and r.feasible(study.caps)]
+    if not racing:
+        return None
+    leader = min(racing, key=_place)
+    out = decided_against(leader, racing)
+    open_now = [
+        r
+        for r in racing
+        if len(r.spec.seeds) < len(rung.seeds) and (r is leader or r.spec.label == CONTROL or not out[r.spec.trial_id])
+    ]
+    return min(open_now, key=lambda r: (len(r.spec.seeds), *_place(r)), default=None)
+
+
+def decided_against(leader: TrialRecord, racing: Sequence[TrialRecord]) -> dict[str, bool]:
+    """trial id -> whether it is worse than the leader at RACE_P.
+
+    One-sided t-test on differences paired by seed; their variance is pooled over all finalists, because two or three
+    differences alone say little about it.
+    """
+    differences = {r.spec.trial_id: paired_differences(r, leader) for r in racing if r is not leader}
+    freedom = sum(max(0, len(d) - 1) for d in differences.values())
+    squares = sum((x - fmean(d)) ** 2 for d in differences.values() for x in d)
+    out = {leader.spec.trial_id: False}
+    for trial_id, d in differences.items():
+        out[trial_id] = bool(freedom) and t_test_p(fmean(d), sqrt(squares / freedom / len(d)), freedom) < RACE_P
+    return out
+
+
+def paired_differences(record: TrialRecord, other: TrialRecord) -> tuple[float, ...]:
+    """val_bpb of `record` minus that of `other`, for every seed that both have run."""
+    assert record.result is not None
+    assert other.result is not None
+    theirs = {run.seed: run.val_bpb for run in other.result.runs}
+    return tuple(run.val_bpb - theirs[run.seed] for run in record.result.runs if run.seed in theirs)
+
+
+def t_test_p(mean: float, standard_error: float, degrees_of_freedom: float) -> float:
+    """Chance of a mean at least this far above 0 if the truth is 0: one-sided Student t."""
+    if standard_error == 0:
+        return 0.0 if mean > 0 else 1.0
+    from scipy.special import stdtr
+
+    return float(stdtr(degrees_of_freedom, -mean / standard_error))
+
+
+def too_good(study: StudyConfig, record: TrialRecord, records: Sequence[TrialRecord]) -> str:
+    """Why a score cannot be believed without a look, or nothing.
+
+    A val_bpb below `anomaly_ratio` of the best of at least three others at the rung is a leak or a broken metric far
+    more often than a discovery: a search that optimises a wrong metric finds the hole.
+    """
+    if not study.anomaly_ratio or record.status != "complete" or record.result is None:
+        return ""
+    others = [
+        r.result.val_bpb
+        for r in records
+        if r.spec.rung == record.spec.rung
+        and r.spec.trial_id != record.spec.trial_id
+        and r.status == "complete"
+        and r.result
+        and not r.suspicious
+    ]
+    if len(others) < MIN_GROUP or record.result.val_bpb >= study.anomaly_ratio * min(others):
+        return ""
+    return (
+        f"val_bpb {record.result.val_bpb:.4f} is below {study.anomaly_ratio:g} of {min(others):.4f}, the best of the "
+        f"{len(others)} others at {record.spec.rung}"
+    )
+
+
+def _place(record: TrialRecord) -> tuple[float, int]:
+    assert record.result is not None
+    return record.result.val_bpb, record.spec.number

@@ -1,0 +1,38 @@
+"""Faults that are not the configuration's: what is run once more, and how."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from trials.spec import RESULT_FILE, TrialResult, TrialSpec
+
+ATTEMPTS = 2
+OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError", re.IGNORECASE)
+DIED = re.compile(r"ended with signal \d+|left no result")  # script or worker: nobody's mistake that we know of
+
+
+def second_attempt(spec: TrialSpec, result: TrialResult) -> TrialSpec | None:
+    """The trial to run again after a fault, or None when its result stands.
+
+    Out of memory: with half the micro batch, so the same global batch in more passes. A timeout, and a worker or
+    script that died: as it was. An exception in the script is its own and would come again.
+    """
+    if spec.attempt >= ATTEMPTS or result.status not in ("failed", "timeout"):
+        return None
+    again = replace(spec, attempt=spec.attempt + 1, earlier_seconds=spec.earlier_seconds + result.seconds)
+    if result.status == "failed" and OUT_OF_MEMORY.search(result.error):
+        train = spec.config.train
+        smaller = max(train.seq_len, train.micro_batch_tokens // 2)
+        if smaller >= train.micro_batch_tokens:
+            return None  # one sequence at a time is already too much
+        return replace(again, config=replace(spec.config, train=replace(train, micro_batch_tokens=smaller)))
+    if result.status == "timeout" or DIED.search(result.error):
+        return again
+    return None
+
+
+def earlier_result(folder: Path, attempt: int) -> Path:
+    """Where the result of an attempt that was run again is kept."""
+    return folder / f"attempt{attempt}_{RESULT_FILE}"

@@ -1,0 +1,387 @@
+"""Engine 3: trials are calls of a Python function and seconds pass only on paper. The brain cannot tell.
+
+A file that can be searched this way:
+
+    from space.params import FloatParam
+
+    SPACE = [FloatParam(name="lr", low=1e-3, high=1e-1, log=True, tag="scale_free")]   # or a space.params.Space
+
+    def evaluate(params, *, rung, fidelity, seed):
+        bpb = 1.2 + (params["lr"] - 0.02) ** 2 + 0.1 * (1 - fidelity)
+        return {"val_bpb": bpb, "artifact_bytes": 15_000_000, "train_seconds": 600 * fidelity}
+
+`evaluate` must be a pure function of its arguments: a study that was killed is simulated on from its folder, and ends
+as if nothing had happened. `fidelity` is the rung's training compute relative to the top rung's (`Rung.compute`).
+It may also give "eval_seconds" and "gpu_seconds"; the latter says that the run held its GPUs for longer than it
+trained. A NaN score is a divergence, an exception a failed trial. `CONTROL` in the file is the point to compare with
+(the middle of a plain list otherwise), `predict_bytes(params)` the forecast that refuses points before they run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import runpy
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Protocol
+
+from pgolf_model.config import RunConfig
+from search.driver import Driver
+from search.events import Event, Finished, Started
+from search.ledger import TrialRecord, trial_dir
+from search.local import refuse_impossible
+from search.maker import WORLD_FILE, Made, study_space
+from search.points import complete_point
+from search.promote import Done
+from search.study import StudyConfig
+from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
+from space.sizing import estimate_model_bytes
+from trials.rungs import Rung
+from trials.spec import RESULT_FILE, Scalar, SeedRun, TrialResult, TrialSpec, write_json
+
+LOG_FILE = "simulated.jsonl"  # in the study's folder: when each trial started and will end, in simulated seconds
+PLAIN_SPACE = "simulated"  # name of a space given as a plain list
+CODE_BYTES = 50_000  # forecast code share where a named space forecasts the model's
+UNLIMITED = 1e9  # cores or GPUs where nobody set a limit
+
+
+class Evaluate(Protocol):
+    """What a trial measures: val_bpb, artifact_bytes, train_seconds, and perhaps eval_seconds and gpu_seconds."""
+
+    def __call__(
+        self, params: dict[str, Scalar], /, *, rung: str, fidelity: float, seed: int
+    ) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """A simulated reality: what is searched and what a run would measure."""
+
+    evaluate: Evaluate
+    space: Space | None = None  # None: the study's own
+    predict_bytes: Callable[[Mapping[str, Scalar]], float] | None = None
+    sha256: str = ""  # of the file it was read from
+
+
+@dataclass(kw_only=True, slots=True)
+class SimulatedClock:
+    """Seconds since the study was launched; the engine turns it, the brain reads it."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulatedMaker:
+    """Trials without scripts or data. The configuration is the space's own where it makes one."""
+
+    world: World
+    space: Space
+
+    def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
+        """The trial; its forecast is `predict_bytes`, or that of a named space's configuration."""
+        config = rung.apply(self.space.build(params), seed)
+        if self.world.predict_bytes is not None:
+            size = round(self.world.predict_bytes(params))
+            return Made(config=config, predicted_bytes=size, predicted_low=size, predicted_high=size)
+        if self.world.space is None:
+            sizes = estimate_model_bytes(config)
+            low, central, high = (CODE_BYTES + x for x in (sizes.low, sizes.model_bytes, sizes.high))
+            return Made(config=config, predicted_bytes=central, predicted_low=low, predicted_high=high)
+        return Made(config=config)
+
+    def script(self, config: RunConfig) -> bytes:
+        """There is none."""
+        return b""
+
+    def freeze(self, folder: Path) -> None:
+        """Remember which file simulates the study: results of two functions are not comparable."""
+        path = folder / WORLD_FILE
+        now = {"sha256": self.world.sha256}
+        if self.world.sha256 and path.exists() and json.loads(path.read_text(encoding="utf-8")) != now:
+            raise ValueError(
+                f"the study in {folder} was simulated with another file; put the old one back or remove that folder"
+            )
+        if self.world.sha256:
+            write_json(path, now)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """One stay of a trial on the cluster, in simulated seconds."""
+
+    trial_id: str
+    attempt: int
+    num_seeds: int  # of the spec that was started
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trace:
+    """What a simulated study did and when."""
+
+    study: StudyConfig
+    records: tuple[TrialRecord, ...]
+    spans: tuple[Span, ...]  # in order of their starts
+    seconds: float  # real time it took
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPU time that trials held."""
+        gpus = {r.spec.trial_id: r.spec.gpus for r in self.records}
+        return sum((s.end - s.start) * gpus[s.trial_id] for s in self.spans)
+
+    def idle(self, gpus: float) -> float:
+        """Share of GPU time that nobody used before the last trial was started."""
+        last = max((s.start for s in self.spans), default=0.0)
+        mine = {r.spec.trial_id: r.spec.gpus for r in self.records}
+        used = sum((min(s.end, last) - s.start) * mine[s.trial_id] for s in self.spans)
+        return 1 - used / (gpus * last) if last else 0.0
+
+    def best_by_gpu_seconds(self, rung: str = "") -> tuple[tuple[float, TrialRecord], ...]:
+        """(GPU-seconds spent by then, new best feasible trial) in order of time, at one rung (the top by default)."""
+        name = rung or self.study.rungs[-1].name
+        record = {r.spec.trial_id: r for r in self.records}
+        found: list[tuple[float, TrialRecord]] = []
+        best = float("inf")
+        for span in sorted(self.spans, key=lambda s: (s.end, s.trial_id)):
+            mine = record[span.trial_id]
+            if mine.spec.rung == name and mine.result and mine.feasible(self.study.caps) and mine.result.val_bpb < best:
+                best = mine.result.val_bpb
+                now = span.end
+                spent = sum(
+                    (min(s.end, now) - s.start) * record[s.trial_id].spec.gpus for s in self.spans if s.start < now
+                )
+                found.append((spent, mine))
+        return tuple(found)
+
+
+def load_world(path: Path) -> World:
+    """The world that a Python file describes; see the top of this file.
+
+    Raises:
+        ValueError: there is no such file, or it defines no `evaluate` or an impossible SPACE.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; --simulate wants Python that defines evaluate(params, ...)")
+    names = runpy.run_path(str(path))
+    if not callable(names.get("evaluate")):
+        raise ValueError(f"{path} defines no function evaluate(params, *, rung, fidelity, seed)")
+    space = names.get("SPACE")
+    if space is not None and not isinstance(space, Space):
+        space = plain_space(space, control=names.get("CONTROL"))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return World(evaluate=names["evaluate"], space=space, predict_bytes=names.get("predict_bytes"), sha256=sha256)
+
+
+def plain_space(params: Sequence[Param], *, control: Mapping[str, Scalar] | None = None) -> Space:
+    """A space of bare parameters that build nothing. Its control is given, or the middle of every range."""
+    if not params or not all(isinstance(p, (FloatParam, IntParam, ChoiceParam)) for p in params):
+        raise ValueError(f"SPACE must be a Space or a list of FloatParam, IntParam, ChoiceParam, got {params!r:.200}")
+    space = Space(
+        name=PLAIN_SPACE,
+        params=tuple(params),
+        make_config=lambda values, vocab_size: RunConfig(),
+        control=complete_point(params, {}) if control is None else dict(control),
+    )
+    space.validate(space.control)
+    return space
+
+
+def simulated_driver(study: StudyConfig, world: World) -> tuple[Driver, SimulatedClock]:
+    """The brain of a study, over a world, and the clock by which it lives."""
+    clock = SimulatedClock()
+    maker = SimulatedMaker(world=world, space=world.space or study_space(study))
+    return Driver(study, maker, clock=clock), clock
+
+
+def run_simulated(driver: Driver, world: World, clock: SimulatedClock) -> Generator[Event, None, None]:
+    """Drive the study to its end in simulated time, on `study.gpus` GPUs and `study.cpus` cores (0: no limit).
+
+    One pool of GPUs, without nodes. A trial that does not fit waits and holds back those after it, as under Ray.
+    Everything that happens at one moment happens in the order of trial ids, and what was going on when a simulation
+    was killed is in its log: it goes on as if nothing had happened.
+
+    Raises:
+        ValueError: a rung asks for more than there is.
+    """
+    study = driver.study
+    gpus, cpus = study.gpus or UNLIMITED, study.cpus or UNLIMITED
+    refuse_impossible(study, cpus=cpus, gpus=gpus)
+    log = study.dir / LOG_FILE
+    spans = {(s.trial_id, s.attempt, s.num_seeds): s for s in read_spans(study)}
+    clock.now = _recovered(spans, driver.records)
+    order = {rung.name: i for i, rung in enumerate(study.rungs)}
+    queue: list[tuple[float, int, int, TrialSpec, TrialResult]] = []
+    waiting: list[TrialSpec] = []
+
+    def start(spec: TrialSpec) -> None:
+        result, seconds = measure(study, world, spec)
+        span = spans.get(_key(spec))
+        if span is None:
+            span = Span(
+                trial_id=spec.trial_id,
+                attempt=spec.attempt,
+                num_seeds=len(spec.seeds),
+                start=clock.now,
+                end=clock.now + seconds,
+            )
+            spans[_key(spec)] = span
+            lines.write(json.dumps([span.trial_id, span.attempt, span.num_seeds, span.start, span.end]) + "\n")
+            lines.flush()
+        heapq.heappush(queue, (span.end, order[spec.rung], spec.number, spec, result))
+
+    with log.open("a", encoding="utf-8") as lines:
+        while driver.has_unfinished:  # of a driver that was killed: those that had started go on where they were
+            said = driver.next()
+            if not isinstance(said, TrialSpec):
+                break
+            if _key(said) in spans:
+                start(said)
+                yield Started(spec=said)
+            else:
+                waiting.append(said)
+        while True:
+            while True:
+                said = waiting.pop(0) if waiting else driver.next()
+                if not isinstance(said, TrialSpec):
+                    break
+                if sum(q[3].gpus for q in queue) + said.gpus > gpus + 1e-9:
+                    break
+                if sum(q[3].cpus for q in queue) + said.cpus > cpus + 1e-9:
+                    break
+                start(said)
+                yield Started(spec=said)
+            if isinstance(said, TrialSpec):
+                waiting.insert(0, said)
+            if not queue:
+                assert isinstance(said, Done), f"nothing runs and the brain says {said}"
+                return
+            clock.now, _, _, spec, result = heapq.heappop(queue)
+            write_json(trial_dir(study, spec.trial_id) / RESULT_FILE, result)
+            yield Finished(spec=spec, result=driver.finish(spec))
+
+
+def simulate(
+    study: StudyConfig,
+    evaluate: Evaluate,
+    space: Space | Sequence[Param] | None = None,
+    *,
+    seed: int = 0,
+    predict_bytes: Callable[[Mapping[str, Scalar]], float] | None = None,
+    folder: Path | None = None,
+) -> Trace:
+    """Run a whole study on a function and say what happened when.
+
+    Args:
+        seed: replaces the study's: of the sampler.
+        folder: where the study is kept; nowhere by default, and then Optuna's side is in memory too. With
+            `study.storage = "memory"` a folder holds everything but that: a hundred SQL statements a trial less.
+    """
+    if space is not None and not isinstance(space, Space):
+        space = plain_space(space)
+    world = World(evaluate=evaluate, space=space, predict_bytes=predict_bytes)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        if folder is None:
+            shared = Path("/dev/shm")  # memory, where there is such a thing: a write costs 7 ms on a slow disk
+            place = shared if shared.is_dir() else None
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgolf_simulation_", dir=place)))
+            study = replace(study, storage=study.storage or "memory")
+        driver, clock = simulated_driver(replace(study, folder=str(folder), seed=seed), world)
+        for _ in run_simulated(driver, world, clock):
+            pass
+        return Trace(
+            study=driver.study,
+            records=driver.records,
+            spans=read_spans(driver.study),
+            seconds=time.monotonic() - started,
+        )
+
+
+def read_spans(study: StudyConfig) -> tuple[Span, ...]:
+    """The simulation's log; a torn last line, as a kill leaves it, had not happened."""
+    path = study.dir / LOG_FILE
+    if not path.exists():
+        return ()
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    rows = map(json.loads, whole.splitlines())
+    return tuple(Span(trial_id=t, attempt=a, num_seeds=n, start=s, end=e) for t, a, n, s, e in rows)
+
+
+def measure(study: StudyConfig, world: World, spec: TrialSpec) -> tuple[TrialResult, float]:
+    """What the world answers to a trial, all its seeds; and how long the seeds that are new take."""
+    fidelity = study.fidelity(study.rung(spec.rung))
+    runs: list[SeedRun] = []
+    total = new = 0.0
+    for i, seed in enumerate(spec.seeds):
+        try:
+            said = world.evaluate(dict(spec.params), rung=spec.rung, fidelity=fidelity, seed=seed)
+            run, lasts = _seed_run(said, spec, seed)
+        except Exception as problem:
+            cause = f"evaluate raised {type(problem).__name__}: {problem}\n{traceback.format_exc()}"
+            return TrialResult(status="failed", runs=tuple(runs), error=cause, seconds=total), new
+        spent = min(lasts, spec.timeout_seconds)
+        total += spent
+        new += spent if i >= spec.seeds_done else 0.0
+        if lasts > spec.timeout_seconds:
+            error = f"seed {seed}: still running after {spec.timeout_seconds:g} s; raise the rung's timeout_seconds"
+            return TrialResult(status="timeout", runs=tuple(runs), error=error, seconds=total), new
+        if run is None:
+            error = f"seed {seed}: training diverged: the score is {said['val_bpb']}"
+            return TrialResult(status="diverged", runs=tuple(runs), error=error, seconds=total), new
+        runs.append(run)
+    return TrialResult(status="complete", runs=tuple(runs), seconds=total), new
+
+
+def _seed_run(said: Mapping[str, float], spec: TrialSpec, seed: int) -> tuple[SeedRun | None, float]:
+    """One seed's measurements, None when it diverged; and the seconds it took."""
+    bpb, size, trained = (float(said[key]) for key in ("val_bpb", "artifact_bytes", "train_seconds"))
+    scored = float(said.get("eval_seconds", 0.0))
+    lasts = max(trained + scored, float(said.get("gpu_seconds", 0.0)) / (spec.gpus or 1.0))
+    if not isfinite(lasts) or lasts < 0:
+        raise ValueError(f"a run must take a number of seconds, got {dict(said)}")
+    if not isfinite(bpb):
+        return None, lasts
+    run = SeedRun(
+        seed=seed,
+        val_bpb=bpb,
+        val_loss=bpb,
+        pre_quant_val_bpb=bpb,
+        model_bytes=round(size),
+        code_bytes=0,
+        steps=spec.config.budget.steps,
+        tokens_seen=0,
+        num_params=0,
+        train_seconds=trained,
+        eval_seconds=scored,
+        total_seconds=lasts,
+        peak_memory_bytes=0,
+        artifact_sha256="",
+    )
+    return run, lasts
+
+
+def _key(spec: TrialSpec) -> tuple[str, int, int]:
+    return spec.trial_id, spec.attempt, len(spec.seeds)
+
+
+def _recovered(spans: Mapping[tuple[str, int, int], Span], records: Sequence[TrialRecord]) -> float:
+    """What the clock showed when the simulation was killed: the last thing that is known to have happened."""
+    open_now = {_key(r.spec) for r in records if r.result is None}
+    return max((s.start if key in open_now else s.end for key, s in spans.items()), default=0.0)

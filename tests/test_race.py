@@ -1,0 +1,123 @@
+"""Noise is measured, finalists race on paired seeds, and a score too good to be true stops the study."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from statistics import stdev
+
+import pytest
+from scipy import stats
+from test_simulate import SPACE, evaluate
+from test_simulate import STUDY as ON_DISK
+
+from search.journal import read_journal
+from search.ledger import CONTROL, give_verdict, read_records
+from search.race import SEEDS, control_seeds, decided_against, noise_floors, paired_differences, t_test_p
+from search.simulate import simulate
+from trials.rungs import Rung
+
+STUDY = replace(ON_DISK, storage="memory")
+FINAL = Rung(name="final", keep=1.0, min_promote=4, seconds=590, gpus=8, processes=8, seeds=SEEDS[:6], race_from=2)
+RACE = replace(STUDY, rungs=(replace(STUDY.rungs[0], trials=8), FINAL))
+
+
+def test_the_control_runs_several_times_first_and_the_noise_floor_is_theirs() -> None:
+    study = replace(STUDY, control_seeds=4)
+    trace = simulate(study, evaluate, SPACE)
+    first = next(r for r in trace.records if r.spec.trial_id == "proxy/0000")
+    assert first.spec.label == CONTROL
+    assert first.spec.seeds == control_seeds(study, study.rungs[0]) == SEEDS[:4]
+    (floor,) = noise_floors(study, trace.records)
+    assert (floor.rung, floor.degrees_of_freedom) == ("proxy", 3)
+    assert floor.sd == pytest.approx(stdev(run.val_bpb for run in first.result.runs))
+    assert all(len(r.spec.seeds) == 1 for r in trace.records if r is not first)
+
+
+def test_a_race_ends_for_those_who_are_clearly_worse() -> None:
+    """The leader and the control run all seeds, a trial far behind does not; a trial as good as the leader does."""
+
+    def steps(params, *, rung: str, fidelity: float, seed: int) -> dict[str, float]:
+        rng = random.Random(repr((sorted(params.items()), rung, seed)))
+        level = {True: 0.0, False: 0.2}[params["depth"] >= 7]
+        return {"val_bpb": 1.0 + level + rng.gauss(0, 0.001), "artifact_bytes": 1.0, "train_seconds": 500.0}
+
+    records = simulate(RACE, steps, SPACE, seed=3).records
+    final = [r for r in records if r.spec.rung == "final"]
+    behind = [r for r in final if r.result.val_bpb > 1.1]
+    near = [r for r in final if r.result.val_bpb < 1.1]
+    assert behind, "nothing to decide"
+    assert all(len(r.result.runs) == len(r.spec.seeds) for r in final)
+    assert all(len(r.spec.seeds) < 6 for r in behind)
+    leader = min(near, key=lambda r: r.result.val_bpb)
+    assert leader.spec.seeds == SEEDS[:6]
+    assert next(r for r in final if r.spec.label == CONTROL).spec.seeds == SEEDS[:6]
+    assert sum(len(r.spec.seeds) for r in final) < 6 * len(final)
+
+
+def test_seeds_are_paired_and_from_the_fixed_list() -> None:
+    for r in simulate(RACE, evaluate, SPACE).records:
+        assert "seed" not in r.spec.params
+        assert r.spec.seeds == SEEDS[: len(r.spec.seeds)]
+        assert tuple(run.seed for run in r.result.runs) == r.spec.seeds
+
+
+def test_the_race_is_a_paired_t_test_with_a_pooled_variance() -> None:
+    """Against scipy with two finalists, where pooling changes nothing."""
+    records = simulate(RACE, evaluate, SPACE).records
+    final = sorted((r for r in records if r.spec.rung == "final"), key=lambda r: r.result.val_bpb)
+    leader, other = final[0], next(r for r in final[1:] if len(r.result.runs) == len(final[0].result.runs))
+    mine, theirs = ([run.val_bpb for run in r.result.runs] for r in (other, leader))
+    expected = stats.ttest_rel(mine, theirs, alternative="greater").pvalue
+    d = paired_differences(other, leader)
+    assert t_test_p(sum(d) / len(d), stdev(d) / len(d) ** 0.5, len(d) - 1) == pytest.approx(expected)
+    assert decided_against(leader, [leader, other])[other.spec.trial_id] == (expected < 0.05)
+
+
+def leaky(params, *, rung: str, fidelity: float, seed: int) -> dict[str, float]:
+    """An honest bowl, but whoever finds depth 12 has found the leak."""
+    found = dict(evaluate(params, rung=rung, fidelity=fidelity, seed=seed))
+    if params["depth"] == 12:
+        found["val_bpb"] = 0.3
+    return found
+
+
+@pytest.mark.parametrize("word", ["accepted", "rejected"])
+def test_a_score_too_good_to_believe_stops_the_study_until_somebody_says_so(tmp_path, word: str) -> None:
+    study = replace(STUDY, rungs=(replace(STUDY.rungs[0], trials=24), STUDY.rungs[1]))
+    with pytest.raises(
+        ValueError, match=r"proxy/\d+ is suspicious: val_bpb 0\.3000 is below 0\.9 of .*--accept proxy/"
+    ):
+        simulate(study, leaky, SPACE, folder=tmp_path)
+    (stopped,) = [r for r in read_records(replace(study, folder=str(tmp_path))) if r.suspicious]
+    trial_id = stopped.spec.trial_id
+    assert not stopped.feasible(study.caps)
+    assert not any(r.result is None for r in read_records(replace(study, folder=str(tmp_path)))), "what ran has ended"
+    assert [e["trial"] for e in read_journal(replace(study, folder=str(tmp_path))) if e["event"] == "suspicious"] == [
+        trial_id
+    ]
+    with pytest.raises(ValueError, match="is suspicious"):
+        simulate(study, leaky, SPACE, folder=tmp_path)
+    folder = replace(study, folder=str(tmp_path))
+    with pytest.raises(ValueError, match="is not suspicious"):
+        give_verdict(folder, "proxy/0000", "accepted")
+    give_verdict(folder, trial_id, word)
+    for _ in range(10):  # others may find the leak too
+        try:
+            trace = simulate(study, leaky, SPACE, folder=tmp_path)
+            break
+        except ValueError:
+            for r in read_records(folder):
+                if r.suspicious:
+                    give_verdict(folder, r.spec.trial_id, word)
+    told = next(r for r in trace.records if r.spec.trial_id == trial_id)
+    assert told.status == ("complete" if word == "accepted" else "failed")
+    parents = {r.spec.parent for r in trace.records if r.spec.rung == "full"}
+    assert (told.spec.number in parents) == (word == "accepted")
+
+
+def test_a_good_score_alone_or_among_few_is_no_anomaly() -> None:
+    def wide(params, *, rung: str, fidelity: float, seed: int) -> dict[str, float]:
+        return {"val_bpb": 1.0 + 0.1 * params["x"], "artifact_bytes": 1.0, "train_seconds": 1.0}
+
+    assert not any(r.verdict for r in simulate(STUDY, wide, SPACE).records)
