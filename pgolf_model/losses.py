@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def softcapped_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, softcap: float, chunk_tokens: int
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float, chunk_tokens: int
 ) -> Tensor:
     """Cross-entropy in nats of each target under logits = c tanh(x W^T / c), (N,), float32 at least.
 
@@ -26,7 +26,7 @@ def softcapped_cross_entropy(
 
 
 def mean_softcapped_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, softcap: float, chunk_tokens: int
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float, chunk_tokens: int
 ) -> Tensor:
     """The mean of `softcapped_cross_entropy`, a scalar.
 

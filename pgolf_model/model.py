@@ -18,7 +18,11 @@ from pgolf_model.embed import OutputHead, ProjectedTable, Smear, TokenEmbedding,
 from pgolf_model.init import initial_weights
 from pgolf_model.kernels import document_mask
 from pgolf_model.layers import rms_norm, rotary_table
+from pgolf_model.losses import mean_softcapped_cross_entropy, softcapped_cross_entropy
 from pgolf_model.shapes import param_shapes
+
+CHUNK_LOGITS_CPU = 2**20  # logits that exist at once. In the cache: half the time of all at once (V 1024, N 2048)
+CHUNK_LOGITS_CUDA = 2**26  # 256 MiB of float32
 
 
 class GPT(nn.Module):
@@ -53,15 +57,17 @@ class GPT(nn.Module):
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token, a scalar."""
-        return self.token_losses(ids_BT, targets_BT).mean()
+        return mean_softcapped_cross_entropy(*self._loss_inputs(ids_BT, targets_BT))
 
     def token_losses(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Cross-entropy of every target in nats, (B, T)."""
-        return self._head_losses(self.hidden(ids_BT), targets_BT)
+        return softcapped_cross_entropy(*self._loss_inputs(ids_BT, targets_BT)).view_as(targets_BT)
 
     def logits(self, ids_BT: Tensor) -> Tensor:
-        """Soft-capped scores of the next token, (B, T, V), float32 at least."""
-        return self._head_logits(self.hidden(ids_BT))
+        """Soft-capped scores of the next token, (B, T, V), float32 at least. Losses never hold them whole."""
+        cap = self.config.logit_softcap
+        z_BTV = F.linear(*self.head(self.hidden(ids_BT), self.embed))
+        return cap * torch.tanh(z_BTV.to(torch.promote_types(z_BTV.dtype, torch.float32)) / cap)
 
     def set_looping(self, active: bool) -> None:
         """Run looped blocks as often as configured, or (inactive) every physical block once.
@@ -133,17 +139,12 @@ class GPT(nn.Module):
             return torch.addcmul(x_BTD, weight_D, skip_BTD)
         return torch.lerp(weight_D * skip_BTD, x_BTD, torch.sigmoid(self.skip_gates[slot]).to(x_BTD.dtype))
 
-    def _head_logits(self, x_BTD: Tensor) -> Tensor:
-        cap = self.config.logit_softcap
-        x_BTW, weight_VW = self.head(x_BTD, self.embed)
-        # The division goes to the weights (V x W), not to the logits (B x T x V): 20 % of a CPU step.
-        z_BTV = F.linear(x_BTW, weight_VW / cap)
-        return cap * torch.tanh(z_BTV.to(torch.promote_types(z_BTV.dtype, torch.float32)))
-
-    def _head_losses(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """The one place that sees all logits: a loss in chunks replaces this method."""
-        logits_BTV = self._head_logits(x_BTD)
-        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
+    def _loss_inputs(self, ids_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, float, int]:
+        """What the losses are functions of: (N, W) and (V, W) of the head, (N,) targets, softcap, tokens of a chunk."""
+        x_BTW, weight_VW = self.head(self.hidden(ids_BT), self.embed)
+        chunk_logits = CHUNK_LOGITS_CUDA if x_BTW.is_cuda else CHUNK_LOGITS_CPU
+        chunk_tokens = max(1, chunk_logits // self.config.vocab_size)
+        return x_BTW.flatten(0, 1), weight_VW, targets_BT.flatten(), self.config.logit_softcap, chunk_tokens
 
 
 def build_model(config: ModelConfig, *, seed: int) -> GPT:
