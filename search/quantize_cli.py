@@ -77,7 +77,7 @@ def quantize(
         command += [] if max_tokens is None else ["--max-tokens", str(max_tokens)]
         command += ["--bytes", *map(str, targets)] if targets else []
         click.echo(f"packing {source.checkpoint}", err=True)
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ValueError(words[-1].removeprefix("error: "))
