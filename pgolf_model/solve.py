@@ -176,7 +176,8 @@ class QuantBench:
             cost = column_cost * np.square(sigma) * self.row_costs(name)[chosen].numpy()
             cost *= self.weight_of_error(name) * rows / len(some)
             # Signs have one best step, the mean magnitude; clipping below one deviation helps nobody.
-            allowed = (GRID + math.log2(limit) >= 0) & (GRID <= (4 if quant.method == "round" else GPTQ_COARSEST))
+            widest = GRID[-1] if quant.method == "round" else GPTQ_COARSEST
+            allowed = (GRID + math.log2(limit) >= 0) & (widest >= GRID)
             grid = np.array([math.log2(0.798)]) if bits == 1 else GRID[allowed]
             points = []
             for step in np.exp2(grid):
