@@ -26,11 +26,14 @@ class Basis(NamedTuple):
 
 
 def fit_basis(codes: np.ndarray) -> Basis | None:
-    """The directions that save more bits than they cost; None where there are none."""
+    """The directions that save more bits than they cost; None where there are none.
+
+    Columns are brought to one scale first: a large column alone is no direction, its scale is learned anyway.
+    """
     rows, cols = codes.shape
     sample = codes[:: -(-rows // 2048)].astype(np.float32)
-    most = 6 * float(np.square(sample).mean()) ** 0.5
-    sample = sample.clip(-most, most)  # single large codes are no direction
+    widths = np.sqrt(np.square(sample).mean(0)) + 0.01
+    sample /= widths
     mean = sample.mean(0)
     centred = sample - mean
     count = min(MAX_RANK - 1, len(sample), cols)
@@ -39,18 +42,22 @@ def fit_basis(codes: np.ndarray) -> Basis | None:
         axes = np.linalg.qr(centred.T @ (centred @ axes))[0]
     powers, turn = np.linalg.eigh(axes.T @ (centred.T @ (centred @ axes)) / len(sample))
     powers, axes = powers[::-1].clip(0), axes @ turn[:, ::-1]
-    total = float(np.square(sample).sum() / len(sample))
+    total = float(np.square(sample).sum()) / len(sample)
     best, basis = 0.0, None
     for rank in range(1, count + 2):
         rest = total - float(mean @ mean) - float(powers[: rank - 1].sum())
-        if rest <= cols / 400:
+        if rest <= cols / 1000:
             break
         noise = rest / cols
-        saved = rows / 2 * (cols * math.log2(total / rest) - float(np.log2(1 + powers[: rank - 1] / noise).sum()))
+        # On the sample alone: directions of pure noise fit it by more than the other rows would gain.
+        saved = (
+            len(sample) / 2 * (cols * math.log2(total / rest) - float(np.log2(1 + powers[: rank - 1] / noise).sum()))
+        )
         if saved - rank * cols * DIRECTION_BITS > best:
             best = saved - rank * cols * DIRECTION_BITS
-            steps = np.vstack([mean, (axes * np.sqrt(powers)).T[: rank - 1]]) * DIRECTION_STEPS
-            basis = Basis(np.rint(steps).clip(-127, 127).astype(np.int16), min(255, max(1, round(4 * noise**0.5))))
+            steps = np.vstack([mean, (axes * np.sqrt(powers)).T[: rank - 1]]) * widths * DIRECTION_STEPS
+            deviation = 4 * float(noise * np.square(widths).mean()) ** 0.5
+            basis = Basis(np.rint(steps).clip(-127, 127).astype(np.int16), min(255, max(1, round(deviation))))
     return basis
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf_model import entropy
-from pgolf_model.directions import Basis
+from pgolf_model.directions import Basis, fit_basis
 from pgolf_model.entropy import (
     TRELLIS_POLYNOMIALS,
     CodePlane,
@@ -85,7 +85,7 @@ def planes_with_codes(draw: st.DrawFn) -> list[tuple[CodePlane, np.ndarray]]:
     return planes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(planes=planes_with_codes())
 def test_decoding_gives_the_codes_back(planes: list[tuple[CodePlane, np.ndarray]]) -> None:
     """Lossless for every shape, limit, state machine and mixture."""
@@ -113,12 +113,11 @@ def test_rare_large_codes_cost_bytes_not_tables() -> None:
 
 def test_common_directions_are_found_and_pay() -> None:
     """Half of the energy in 3 directions saves most of the half bit per code it is worth; noise gets no basis."""
-    codes = low_rank(1500, 64, 3)
+    codes = low_rank(900, 64, 3)
     data = assert_round_trip([(plane_of(codes), codes), (plane_of(codes[:100], 4), codes[:100])])
     assert data[0] >= 1
     assert bits_of(codes) < order_zero(codes) - 0.3
-    noise = gaussian(500, 64)
-    assert encode_codes([(plane_of(noise), noise)])[0] == 0
+    assert fit_basis(gaussian(500, 64)) is None
 
 
 def test_many_planes_with_bases_share_a_walk() -> None:
@@ -129,7 +128,7 @@ def test_many_planes_with_bases_share_a_walk() -> None:
 
 def test_gaussian_codes_cost_their_entropy() -> None:
     """Within 0.01 bits of the true entropy, and of an independent coder that is told the true distribution."""
-    codes = gaussian(1024, 512)
+    codes = gaussian(1024, 384)
     ours = bits_of(codes)
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(
@@ -147,15 +146,15 @@ def test_gaussian_codes_cost_their_entropy() -> None:
 @pytest.mark.parametrize("sigma", [0.02, 0.4, 1.0, 6.4, 60.0])
 def test_other_steps_cost_their_entropy_too(sigma: float) -> None:
     """From nearly all zeros to 8 bits, the excess stays below 0.02 bits per code, lanes included."""
-    codes = gaussian(600, 256, sigma=sigma)
+    codes = gaussian(600, 160, sigma=sigma)
     assert bits_of(codes) < order_zero(codes) + 0.02 + 24 * LANE_BITS / codes.size
 
 
 def test_column_scales_are_learned() -> None:
     """Columns of different scale cost nearly what a coder told every column's deviation would spend."""
     rng = np.random.default_rng(0)
-    sigmas = SIGMA * np.exp(rng.normal(0, 0.4, 256))
-    codes = rounded(rng.normal(0, sigmas, (1024, 256)))
+    sigmas = SIGMA * np.exp(rng.normal(0, 0.4, 160))
+    codes = rounded(rng.normal(0, sigmas, (1024, 160)))
     coder = constriction.stream.stack.AnsCoder()
     model = constriction.stream.model.QuantizedGaussian(-127, 127)
     deviations = np.broadcast_to(sigmas, codes.shape).ravel().astype(np.float64)
@@ -258,7 +257,7 @@ def decode_or_refuse(data: bytes, kinds: list[CodePlane]) -> None:
         assert abs(codes).max() <= plane.limit
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(position=st.integers(0, len(DAMAGED_BYTES) - 1), bit=st.integers(0, 7))
 def test_flipped_bits_are_refused_or_harmless(position: int, bit: int) -> None:
     """ValueError, or codes within their limits; never another exception, warning or loop."""
@@ -267,7 +266,7 @@ def test_flipped_bits_are_refused_or_harmless(position: int, bit: int) -> None:
     decode_or_refuse(bytes(data), [plane for plane, _ in DAMAGED])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.binary(max_size=60) | st.integers(0, 9).map(lambda n: np.random.default_rng(n).bytes(3000)))
 def test_any_bytes_are_refused_or_harmless(data: bytes) -> None:
     """Noise is no way to crash the decoder."""
@@ -312,7 +311,7 @@ def test_wrong_input_is_refused() -> None:
 
 def test_decoding_allocates_what_the_planes_need() -> None:
     """Some ten times the codes' own memory and the tables, for sound and for hostile streams."""
-    codes = gaussian(5000, 8)
+    codes = gaussian(3000, 4)
     data = encode_codes([(plane_of(codes), codes)])
     hostile = bytes([1, 0, 0, 16, 255]) + data[1:]
     for stream in (data, hostile):
@@ -320,16 +319,16 @@ def test_decoding_allocates_what_the_planes_need() -> None:
         decode_or_refuse(stream, [plane_of(codes)])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 20 * codes.size + 4_000_000
+        assert peak < 20 * codes.size + 2_000_000
 
 
 @pytest.mark.parametrize(
     ("codes", "states"),
     [
-        (gaussian(1200, 128), 1),
+        (gaussian(600, 128), 1),
         (gaussian(900, 128, sigma=0.6), 4),
-        (rounded(gaussian(800, 256) * np.exp(np.random.default_rng(0).normal(0, 0.4, 256))), 1),
-        (low_rank(1500, 96, 4), 1),
+        (rounded(gaussian(800, 128) * np.exp(np.random.default_rng(0).normal(0, 0.4, 128))), 1),
+        (low_rank(900, 96, 4), 1),
         (gaussian(2000, 300), 1),
     ],
     ids=["gaussian", "trellis", "columns", "low rank", "sampled"],
@@ -340,3 +339,8 @@ def test_coded_bits_foretells_the_size(codes: np.ndarray, states: int) -> None:
     lanes = max(batch.num_lanes for batch in entropy._batches([plane], {}))
     actual = 8 * len(encode_codes([(plane, codes)])) - LANE_BITS * lanes
     assert coded_bits(plane, codes) == pytest.approx(actual, rel=0.005)
+
+
+def test_noise_has_no_directions_even_when_sampled() -> None:
+    """Fitted to a part of the rows, noise would seem to have directions worth storing for all of them."""
+    assert fit_basis(gaussian(8192, 256)) is None
