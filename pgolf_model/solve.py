@@ -238,13 +238,21 @@ class QuantBench:
                         rate_weight=0.0 if binary else quant.rate_weight,
                         row_factors=None if factors is None else factors.to(weight.device),
                         group=quant.group_size if quant.group_size and cols % quant.group_size == 0 else 0,
+                        plan=quant.column_plan and quant.method == "gptq" and self.hessian(name) is not None,
                         damping=quant.damping,
                         rank=min(quant.lowrank_rank, *weight.shape) if key[1] else 0,
                         rank_bits=LOWRANK_BITS,
                     )
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-            kept[key] = replace(item, codes=item.codes.cpu().contiguous(), scales=item.scales.cpu().contiguous())
+            low, plan = item.lowrank, item.columns
+            kept[key] = replace(
+                item,
+                codes=item.codes.cpu().contiguous(),
+                scales=item.scales.cpu().contiguous(),
+                lowrank=low and replace(low, left=low.left.cpu(), right=low.right.cpu(), scales=low.scales.cpu()),
+                columns=None if plan is None else plan.cpu().contiguous(),
+            )
         return kept[key]
 
     def estimated_bytes(self, plan: Plan) -> float:

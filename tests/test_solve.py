@@ -121,7 +121,7 @@ def test_a_thousand_random_finishes_are_never_above_the_target() -> None:
     "quant",
     [
         WIDE,
-        replace(WIDE, method="gptq", quantizer="trellis4", rate_weight=0.1),
+        replace(WIDE, method="gptq", quantizer="trellis4", rate_weight=0.1, column_plan=True),
         replace(WIDE, method="gptq", group_size=16, lowrank_rank=2, lowrank_tensors=3),
         replace(WIDE, scalar_format="fp8"),
     ],
