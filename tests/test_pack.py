@@ -185,10 +185,10 @@ def test_packing_again_costs_only_what_changed() -> None:
             assert {"mlp codes", "mlp scales"} <= changed <= {"mlp codes", "mlp scales", "lowrank", "columns"}
 
 
-@pytest.mark.parametrize("spread", [0, 5])
-def test_a_stream_longer_than_the_race_is_packed_whole(spread: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("spread", "race"), [(0, 70_000), (5, 4_000)])
+def test_a_stream_longer_than_the_race_is_packed_whole(spread: int, race: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the part on which codecs compete, nothing is lost, whether bytes or codes are compressed."""
-    monkeypatch.setattr("pgolf_model.pack.RACE_BYTES", 4000)
+    monkeypatch.setattr("pgolf_model.pack.RACE_BYTES", race)
     model = ModelConfig(vocab_size=24, num_layers=2, model_dim=96, num_heads=2, num_kv_heads=1)
     tensors = random_tensors(model, lambda: 8, seed=3)
     want = tensors["blocks.0.mlp.up"]
