@@ -337,6 +337,7 @@ class QuantConfig:
     group_size: int = 0  # columns that share a scale; 0 is the whole row
     calibration: Literal["train", "generate"] = "train"  # Hessians from training shards, or from the model's own text
     calibration_tokens: int = 65_536  # over all ranks; not read when nothing needs calibration
+    column_plan: bool = False  # GPTQ stores an order and a step gain of every column: 5 bits each, fewer for the codes
     damping: float = 0.01  # added to the Hessian's diagonal, as a share of its mean (GPTQ)
     rate_weight: float = 0.0  # squared steps of error that one bit is worth in rounding; 0.1155 at high rate
     lowrank_rank: int = 0  # rank of the low-rank correction ...

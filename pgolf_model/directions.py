@@ -49,7 +49,10 @@ def fit_basis(codes: np.ndarray) -> Basis | None:
         if rest <= cols / 1000:
             break
         noise = rest / cols
-        saved = rows / 2 * (cols * math.log2(total / rest) - float(np.log2(1 + powers[: rank - 1] / noise).sum()))
+        # On the sample alone: directions of pure noise fit it by more than the other rows would gain.
+        saved = (
+            len(sample) / 2 * (cols * math.log2(total / rest) - float(np.log2(1 + powers[: rank - 1] / noise).sum()))
+        )
         if saved - rank * cols * DIRECTION_BITS > best:
             best = saved - rank * cols * DIRECTION_BITS
             steps = np.vstack([mean, (axes * np.sqrt(powers)).T[: rank - 1]]) * widths * DIRECTION_STEPS

@@ -2,9 +2,9 @@
 
 Layout: MAGIC, version (1 byte), SHA-256 of the body cut to DIGEST_BYTES, body. The body is the header's length
 (little-endian uint16), the header and the streams. The header is JSON under zstd: configs, what each matrix is made of,
-codec and length of each stream. The streams are the codes of each role, the factors of low-rank corrections if there
-are any, the float16 scales of each role, the float16 scalars. Names and shapes follow from the model config
-(`param_shapes`), and so does every stream's raw length, which is how decompression stays bounded.
+codec and length of each stream. The streams are the codes of each role, the factors of low-rank corrections and the
+plans of columns if there are any, the float16 scales of each role, the float16 scalars. Names and shapes follow from
+the model config (`param_shapes`), and so does every stream's raw length, which is how decompression stays bounded.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class MatrixKind(NamedTuple):
     groups: int  # columns of the scales; 0 when they have one dimension
     rank: int  # of the low-rank correction; 0 without one
     rank_bits: int
+    planned: int  # 1 when the columns have an order and gains of their own
 
 
 # Streams packed before: label -> (what was packed, (codec, blob)). Packing again costs only what has changed.
@@ -148,10 +149,11 @@ def stream_bytes(data: bytes) -> dict[str, int]:
 
 
 def stream_names(shapes: Mapping[str, ParamInfo], kinds: Mapping[str, MatrixKind]) -> list[tuple[str, list[str]]]:
-    """(label, tensors) of the streams: codes of each role, low-rank factors if any, scales of each role, scalars."""
+    """(label, tensors) of the streams that hold anything, in their order."""
     roles = {role: [name for name, info in shapes.items() if info.role == role] for role in ("embed", "attn", "mlp")}
-    corrected = [name for name, kind in kinds.items() if kind.rank]
-    streams = [(f"{role} codes", names) for role, names in roles.items()] + [("lowrank", corrected)]
+    streams = [(f"{role} codes", names) for role, names in roles.items()]
+    streams += [("lowrank", [name for name, kind in kinds.items() if kind.rank])]
+    streams += [("columns", [name for name, kind in kinds.items() if kind.planned])]
     streams += [(f"{role} scales", names) for role, names in roles.items()]
     return [
         *((label, names) for label, names in streams if names),
@@ -174,6 +176,8 @@ def _pack_stream(label: str, parts: Sequence[tuple[MatrixKind | None, PackedTens
             values.append(item)
         elif label == "lowrank" and item.lowrank is not None:
             values += [item.lowrank.left, item.lowrank.right, item.lowrank.scales.view(torch.int8)]
+        elif label == "columns" and item.columns is not None:
+            values.append(item.columns)
         else:
             values.append(item.scales)
     return _compress(b"".join(_little_endian(value) for value in values))
@@ -204,6 +208,7 @@ def _unpack_body(header: Any, rest: bytes) -> UnpackedModel:
     codes: dict[str, Tensor] = {}
     halves: dict[str, Tensor] = {}
     lowrank: dict[str, LowRank] = {}
+    columns: dict[str, Tensor] = {}
     position = 0
     for (label, names), (codec, length) in zip(wanted, streams, strict=True):
         blob, position = rest[position : position + length], position + length
@@ -212,6 +217,10 @@ def _unpack_body(header: Any, rest: bytes) -> UnpackedModel:
             codes |= dict(zip(names, _decompress_codes(codec, blob, planes), strict=True))
         elif label == "lowrank":
             lowrank = _unpack_lowrank(codec, blob, {name: (kinds[name], shapes[name].shape) for name in names})
+        elif label == "columns":
+            widths = [2 * shapes[name].shape[1] for name in names]
+            flat = torch.frombuffer(bytearray(_decompress(codec, blob, sum(widths))), dtype=torch.int8)
+            columns = {name: part.view(2, -1) for name, part in zip(names, torch.split(flat, widths), strict=True)}
         else:
             sizes = {name: _half_shape(shapes[name], kinds.get(name)) for name in names}
             raw = _decompress(codec, blob, 2 * sum(map(math.prod, sizes.values())))
@@ -228,6 +237,7 @@ def _unpack_body(header: Any, rest: bytes) -> UnpackedModel:
                 bits=kinds[name].bits,
                 states=kinds[name].states,
                 lowrank=lowrank.get(name),
+                columns=columns.get(name),
             )
     return UnpackedModel(model=model, eval_config=eval_config, tensors=tensors)
 
@@ -299,8 +309,8 @@ def _kinds_from(plain: Any, shapes: Mapping[str, ParamInfo]) -> dict[str, Matrix
         raise ValueError(f"header needs an entry for each of {len(matrices)} matrices")
     kinds = {}
     for (name, shape), entry in zip(matrices.items(), plain, strict=True):
-        if not isinstance(entry, list) or [type(value) for value in entry] != [int] * 5:
-            raise ValueError(f"{name} in the header: expected five integers")
+        if not isinstance(entry, list) or [type(value) for value in entry] != [int] * 6:
+            raise ValueError(f"{name} in the header: expected six integers")
         kinds[name] = kind = MatrixKind(*entry)
         _check_kind(name, kind, shape)
     return kinds
@@ -317,6 +327,8 @@ def _check_kind(name: str, kind: MatrixKind, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: {kind.groups} groups do not divide {cols} columns")
     if not 0 <= kind.rank <= min(rows, cols) or not (2 <= kind.rank_bits <= 8 if kind.rank else kind.rank_bits == 0):
         raise ValueError(f"{name}: no low-rank correction of rank {kind.rank} and {kind.rank_bits} bits is possible")
+    if kind.planned not in (0, 1):
+        raise ValueError(f"{name}: planned must be 0 or 1, got {kind.planned}")
 
 
 def _refuse_constant(text: str) -> float:
@@ -354,6 +366,9 @@ def _check_tensors(tensors: Mapping[str, PackedTensor], shapes: Mapping[str, Par
             raise ValueError(f"{name}: expected float16 scales, one per row or one row of them per row")
         if not item.scales.isfinite().all():
             raise ValueError(f"{name}: scales hold NaN or infinity")
+        plan = item.columns
+        if plan is not None and (plan.dtype != torch.int8 or plan.shape != (2, info.shape[1])):
+            raise ValueError(f"{name}: expected an int8 plan of shape (2, {info.shape[1]})")
         if max(int(item.codes.max()), -int(item.codes.min())) > code_limit(item.bits):
             raise ValueError(f"{name}: codes do not fit {item.bits} bits")
 
@@ -361,8 +376,9 @@ def _check_tensors(tensors: Mapping[str, PackedTensor], shapes: Mapping[str, Par
 def _kind_of(item: QuantizedTensor) -> MatrixKind:
     """What the header will say of a matrix."""
     groups = item.scales.shape[1] if item.scales.ndim == 2 else 0
-    low = item.lowrank
-    return MatrixKind(item.bits, item.states, groups, *((low.left.shape[1], low.bits) if low is not None else (0, 0)))
+    low, planned = item.lowrank, int(item.columns is not None)
+    rank = (low.left.shape[1], low.bits) if low is not None else (0, 0)
+    return MatrixKind(item.bits, item.states, groups, *rank, planned)
 
 
 def _plane(kind: MatrixKind, shape: tuple[int, ...]) -> CodePlane:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pgolf_model.config import ModelConfig, QuantConfig, code_limit
-from pgolf_model.gptq import feedback_factor, gptq
+from pgolf_model.gptq import feedback_factor, gptq, plan_columns
 from pgolf_model.lowrank import LowRank, fit_lowrank, lowrank_values
 from pgolf_model.shapes import param_shapes
 from pgolf_model.trellis import code_values
@@ -31,6 +31,9 @@ class QuantizedTensor:
     bits: int  # 1..8; 1 is binary {-1, 1}, 2 ternary {-1, 0, 1}
     states: int = 1  # 1: a value is code * step; 4 or 8: dependent quantization along the row
     lowrank: LowRank | None = None
+    # (2, cols) int8, `plan_columns`, in the matrix' order of columns. Codes and scales are in visiting order then,
+    # columns[0].argsort(stable=True), and a column's step is multiplied by 2 ** (columns[1] / 4).
+    columns: Tensor | None = None
 
 
 PackedTensor = QuantizedTensor | Tensor  # a Tensor is a float16 `scalar` parameter
@@ -117,30 +120,40 @@ def quantize_matrix(
     damping: float = 0.01,
     rank: int = 0,
     rank_bits: int = 4,
+    plan: bool = False,
 ) -> QuantizedTensor:
     """One matrix by GPTQ, with the steps of `row_scales` and, if rank > 0, a low-rank correction of what is left.
 
     Args:
         hessian: (cols, cols) second moments of the matrix' inputs; None rounds every weight for itself.
         states, rate_weight, damping: as in `gptq`.
+        plan: visit columns and scale their steps by `plan_columns`; needs a Hessian.
     Raises:
-        ValueError: as `row_scales` and `gptq` do; dependent quantization of one bit.
+        ValueError: as `row_scales` and `gptq` do; dependent quantization of one bit; a plan without a Hessian.
     """
     if bits == 1 and (states > 1 or rate_weight):
         raise ValueError("binary codes have no zero and cost one bit: they need states 1 and rate_weight 0")
-    scales = row_scales(weight, bits=bits, clip_sigmas=clip_sigmas, states=states, group=group, row_factors=row_factors)
+    if plan and hessian is None:
+        raise ValueError("a plan of columns needs a Hessian")
     weight = weight.detach().float()
+    columns = plan_columns(hessian, damping=damping) if plan and hessian is not None else None
+    target, metric = weight, hessian
+    if columns is not None and hessian is not None:
+        order, gains = _column_order(columns)
+        target, metric = weight[:, order] / gains, hessian[order][:, order] * gains * gains[:, None]
+    scales = row_scales(target, bits=bits, clip_sigmas=clip_sigmas, states=states, group=group, row_factors=row_factors)
     codes = gptq(
-        weight,
-        hessian,
+        target,
+        metric,
         steps=scales,
         limit=peak_code(bits),
         states=states,
         rate_weight=rate_weight,
         damping=damping,
         binary=bits == 1,
+        sort=False if plan else None,
     )
-    item = QuantizedTensor(codes=codes, scales=scales, bits=bits, states=states)
+    item = QuantizedTensor(codes=codes, scales=scales, bits=bits, states=states, columns=columns)
     if rank:
         factor = None if hessian is None else feedback_factor(hessian, damping)
         item = replace(item, lowrank=fit_lowrank(weight - dequantize(item), factor, rank=rank, bits=rank_bits))
@@ -152,7 +165,16 @@ def dequantize(item: QuantizedTensor) -> Tensor:
     rows, cols = item.codes.shape
     values = code_values(item.codes, item.states).view(rows, -1, cols // (item.scales.numel() // rows))
     values = (values * item.scales.float().view(rows, -1, 1)).view(rows, cols)
+    if item.columns is not None:
+        order, gains = _column_order(item.columns)
+        values = (values * gains)[:, order.argsort()]
     return values if item.lowrank is None else values + lowrank_values(item.lowrank)
+
+
+def _column_order(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """(order, gains): the columns in visiting order, and the gains of their steps in that order."""
+    order = columns[0].argsort(stable=True)
+    return order, torch.exp2(columns[1, order].float() / 4)
 
 
 def dequantize_rows(codes: Tensor, scales: Tensor) -> Tensor:
@@ -173,7 +195,7 @@ def round_scalars(tensor: Tensor, format: ScalarFormat = "float16") -> Tensor:
     """
     tensor = tensor.detach().float()
     if format == "e4m3":
-        rounded = torch.where(tensor.abs() <= 448, tensor, torch.inf).to(torch.float8_e4m3fn).half()
+        rounded = torch.where(tensor.abs() <= 448, tensor, torch.nan).to(torch.float8_e4m3fn).half()
     else:
         size = _round_half(tensor.abs(), 10 if format == "float16" else int(format[-1]))
         rounded = torch.copysign(size, tensor.half())

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf_model.allocate import Filled, PlanLine, RateTable, fill, plan_line
+from pgolf_model.allocate import FILL_TOLERANCE, Filled, PlanLine, RateTable, fill, plan_line
 from pgolf_model.calibrate import Calibration, calibration_loss
 from pgolf_model.config import EvalConfig, RunConfig, code_limit
 from pgolf_model.distributed import DistEnv
@@ -38,6 +38,7 @@ from pgolf_model.quantize import (
 from pgolf_model.shapes import param_shapes
 
 GRID = np.arange(-18, 9) / 4  # log2 of the step in row deviations, from 0.044 to 4: about 6.5 to 0.3 bits per weight
+GPTQ_COARSEST = 0.5  # the same with error feedback: at wider steps it makes weights several times too large
 SAMPLED_WEIGHTS = 2**16  # per matrix, in whole rows: entropies are good to 0.001 bits, tables take seconds
 LOSS_TOKENS = 16_384  # calibration tokens on which losses are compared
 LOWRANK_BITS = 4
@@ -96,8 +97,10 @@ class QuantBench:
         self.state, self.scalars = {name: state[name].detach() for name in self.shapes}, {}
         self.cache: dict[str, dict[tuple[Choice, bool], QuantizedTensor]] = {}
         self.pack_cache: PackCache = {}
+        self.estimates: dict[str, tuple[QuantizedTensor, float]] = {}
         self.corrected: frozenset[str] = frozenset()  # matrices with a low-rank correction
         self.passes = 0  # matrices quantized so far
+        self.bias = 0.0  # bytes by which the last packed artifact was larger than its estimate
         for name, info in self.shapes.items():
             weight = self.state[name]
             if tuple(weight.shape) != info.shape:
@@ -173,7 +176,9 @@ class QuantBench:
             cost = column_cost * np.square(sigma) * self.row_costs(name)[chosen].numpy()
             cost *= self.weight_of_error(name) * rows / len(some)
             # Signs have one best step, the mean magnitude; clipping below one deviation helps nobody.
-            grid = np.array([math.log2(0.798)]) if bits == 1 else GRID[GRID + math.log2(limit) >= 0]
+            widest = GRID[-1] if quant.method == "round" else GPTQ_COARSEST
+            allowed = (GRID + math.log2(limit) >= 0) & (widest >= GRID)
+            grid = np.array([math.log2(0.798)]) if bits == 1 else GRID[allowed]
             points = []
             for step in np.exp2(grid):
                 steps = np.full((len(some), 1), step)
@@ -233,14 +238,33 @@ class QuantBench:
                         rate_weight=0.0 if binary else quant.rate_weight,
                         row_factors=None if factors is None else factors.to(weight.device),
                         group=quant.group_size if quant.group_size and cols % quant.group_size == 0 else 0,
+                        plan=quant.column_plan and quant.method == "gptq" and self.hessian(name) is not None,
                         damping=quant.damping,
                         rank=min(quant.lowrank_rank, *weight.shape) if key[1] else 0,
                         rank_bits=LOWRANK_BITS,
                     )
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-            kept[key] = replace(item, codes=item.codes.cpu().contiguous(), scales=item.scales.cpu().contiguous())
+            low, plan = item.lowrank, item.columns
+            kept[key] = replace(
+                item,
+                codes=item.codes.cpu().contiguous(),
+                scales=item.scales.cpu().contiguous(),
+                lowrank=low and replace(low, left=low.left.cpu(), right=low.right.cpu(), scales=low.scales.cpu()),
+                columns=None if plan is None else plan.cpu().contiguous(),
+            )
         return kept[key]
+
+    def estimated_bytes(self, plan: Plan) -> float:
+        """The packed plan's bytes as its codes' entropies tell them, off by the last pack's error: packing is slow."""
+        total = self.bias
+        for name, choice in plan.items():
+            item = self.quantized(name, choice)
+            known = self.estimates.get(name)
+            if known is None or known[0] is not item:
+                known = self.estimates[name] = item, _entropy_bytes(item.codes)
+            total += known[1]
+        return total
 
     def tensors(self, plan: Plan) -> dict[str, PackedTensor]:
         """What the artifact of a plan holds, in `param_shapes` order."""
@@ -334,10 +358,44 @@ def _fitting_plan(
     bench.correct_largest(bench.plan_at(line.at(guess)))
 
     def size_of(bits: float) -> int:
-        return code_bytes + len(bench.artifact(bench.plan_at(line.at(bits))))
+        plan = bench.plan_at(line.at(bits))
+        size = code_bytes + len(bench.artifact(plan))
+        bench.bias += size - code_bytes - bench.estimated_bytes(plan)
+        return size
 
+    packs = 0
+    if not bench.bias:
+        packs, _ = 1, size_of(guess)
+    # Two estimates come near enough nearly always; what does not is left to a search with real sizes alone.
+    for _ in range(2):
+        try:
+            found = fill(
+                lambda bits: round(code_bytes + bench.estimated_bytes(bench.plan_at(line.at(bits)))),
+                line,
+                target=int(target_bytes * (1 - FILL_TOLERANCE / 4)),
+                guess=guess,
+            )
+        except ValueError:
+            break
+        guess, packs = found.bits, packs + 1
+        size = size_of(guess)
+        if size <= target_bytes and (size >= target_bytes * (1 - FILL_TOLERANCE) or guess >= line.most_bits):
+            ended = "within" if size >= target_bytes * (1 - FILL_TOLERANCE) else "finest"
+            return bench.plan_at(line.at(guess)), Filled(bits=guess, size=size, tries=packs, ended=ended)
     filled = fill(size_of, line, target=target_bytes, guess=guess)
-    return bench.plan_at(line.at(filled.bits)), filled
+    return bench.plan_at(line.at(filled.bits)), replace(filled, tries=filled.tries + packs)
+
+
+def _entropy_bytes(codes: Tensor) -> float:
+    """Entropy of codes in rows of about equal mean magnitude, and what learning these costs (`space.sizing`)."""
+    array = codes.numpy()
+    classes = np.rint(4 * np.log2(np.abs(array.astype(np.int16)).mean(1) + 0.05)).astype(np.int64)
+    total = 0.27 * len(array)
+    for kind in np.unique(classes):
+        counts = np.bincount(array[classes == kind].ravel().view(np.uint8), minlength=256)
+        shares = counts[counts > 0] / counts.sum()
+        total -= counts.sum() / 8 * float((shares * np.log2(shares)).sum())
+    return total
 
 
 def staged_jumps(bench: QuantBench, plan: Plan) -> dict[str, float]:

@@ -67,11 +67,11 @@ def code_bits(codes: Tensor, states: int, limit: int) -> Tensor:
 
 
 class SearchedBlock(NamedTuple):
-    """What `search_block` decides for a block of columns."""
+    """What `search_block` decides for the first `keep` columns."""
 
-    codes: Tensor  # (rows, cols) int16
-    errors: Tensor  # (rows, cols) compensated weight minus value, divided by the factor's diagonal
-    state: Tensor  # (rows,) int64, after the block
+    codes: Tensor  # (rows, keep) int16
+    errors: Tensor  # (rows, keep) compensated weight minus value, divided by the factor's diagonal
+    state: Tensor  # (rows,) int64, after them
 
 
 def search_block(
@@ -83,6 +83,7 @@ def search_block(
     bits: Tensor,
     states: int,
     rate_weight: Tensor,
+    keep: int,
     binary: bool = False,
 ) -> SearchedBlock:
     """Codes of a block of columns with the least error + rate_weight * bits, each column's error fed to the right.
@@ -98,6 +99,7 @@ def search_block(
         steps: (rows, cols) size of a step.
         bits: (2, limit + 1) of magnitudes under Q0 and Q1.
         rate_weight: (rows,) error that one bit is worth.
+        keep: columns to decide; those after them are looked at so that the last decisions are as good as the first.
         binary: codes are -1 and 1, without zero; with one state only.
     """
     rows, cols = weight.shape
@@ -139,8 +141,10 @@ def search_block(
             future = future[(origin * rows + lanes).flatten()]
         future = future.addr(error.flatten(), row_factor[1:], alpha=-1)
 
-    end = at = cost.argmin(0)[None]
+    at = end = cost.argmin(0)[None]
     for column in reversed(range(cols)):
+        if column == keep - 1:
+            end = at
         codes[column], errors[column] = codes[column].gather(0, at)[0], errors[column].gather(0, at)[0]
         at = origins[column].gather(0, at)
-    return SearchedBlock(torch.stack(codes, 1), torch.stack(errors, 1), end[0])
+    return SearchedBlock(torch.stack(codes[:keep], 1), torch.stack(errors[:keep], 1), end[0])

@@ -167,6 +167,6 @@ def _header_bytes(config: RunConfig) -> int:
     """The container around the streams; the header is JSON, compressed, and lists configs, matrices and streams."""
     matrices = [info for info in param_shapes(config.model).values() if info.role != "scalar"]
     bits = [config.quant.bits(info.role, info.layer, config.model.num_layers) for info in matrices]
-    kinds = [[b, config.quant.states, 0, 0, 0] for b in bits]
+    kinds = [[b, config.quant.states, 0, 0, 0, 0] for b in bits]
     text = json.dumps({"model": asdict(config.model), "eval": asdict(config.eval), "matrices": kinds})
     return FIXED_BYTES + len(zlib.compress(text.encode())) + 60  # the streams' codecs and lengths

@@ -145,7 +145,7 @@ def test_sensitivity_predicts_the_loss_of_a_random_error() -> None:
 
 
 def test_rows_of_frequent_tokens_weigh_more() -> None:
-    """Rows of the embedding weigh as their tokens occur, 1 in the mean and never nothing; other matrices' rows alike."""
+    """Rows of the embedding weigh as their tokens occur, 1 in the mean and never nothing."""
     generator = torch.Generator().manual_seed(3)
     shares = 1 / torch.arange(1, 32)
     ids = torch.multinomial(shares, 8 * 8 * 13, replacement=True, generator=generator).view(8, 8, 13)

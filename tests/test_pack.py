@@ -64,6 +64,9 @@ def random_tensors(model: ModelConfig, bits: Callable[[], int], seed: int) -> di
             bits=width,
             states=int(rng.choice([1, 1, 4, 8])),
             lowrank=lowrank if rng.random() < 0.3 else None,
+            columns=torch.from_numpy(rng.integers(-128, 128, (2, cols)).astype(np.int8))
+            if rng.random() < 0.3
+            else None,
         )
     return tensors
 
@@ -151,6 +154,9 @@ def test_unpack_is_the_exact_inverse_and_packing_is_deterministic(
             assert torch.equal(other.codes, item.codes)
             assert same_bits(other.scales, item.scales)
             assert (other.lowrank is None) == (item.lowrank is None)
+            assert (other.columns is None) == (item.columns is None)
+            if item.columns is not None and other.columns is not None:
+                assert torch.equal(other.columns, item.columns)
             if item.lowrank is not None and other.lowrank is not None:
                 assert other.lowrank.bits == item.lowrank.bits
                 assert torch.equal(other.lowrank.left, item.lowrank.left)
@@ -176,14 +182,14 @@ def test_packing_again_costs_only_what_changed() -> None:
         assert pack_model(TINY, EvalConfig(), tensors, cache=cache) == pack_model(TINY, EvalConfig(), tensors)
         if before:
             changed = {label for label, known in cache.items() if before.get(label) is not known}
-            assert {"mlp codes", "mlp scales"} <= changed <= {"mlp codes", "mlp scales", "lowrank"}
+            assert {"mlp codes", "mlp scales"} <= changed <= {"mlp codes", "mlp scales", "lowrank", "columns"}
 
 
-@pytest.mark.parametrize("spread", [0, 5])
-def test_a_stream_longer_than_the_race_is_packed_whole(spread: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("spread", "race"), [(0, 70_000), (5, 4_000)])
+def test_a_stream_longer_than_the_race_is_packed_whole(spread: int, race: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the part on which codecs compete, nothing is lost, whether bytes or codes are compressed."""
-    monkeypatch.setattr("pgolf_model.pack.RACE_BYTES", 4000)
-    model = ModelConfig(vocab_size=24, num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1)
+    monkeypatch.setattr("pgolf_model.pack.RACE_BYTES", race)
+    model = ModelConfig(vocab_size=24, num_layers=2, model_dim=96, num_heads=2, num_kv_heads=1)
     tensors = random_tensors(model, lambda: 8, seed=3)
     want = tensors["blocks.0.mlp.up"]
     assert isinstance(want, QuantizedTensor)
@@ -270,15 +276,16 @@ HOSTILE: list[tuple[Callable[[dict[str, Any]], object] | str, str]] = [
     (lambda h: h.pop("matrices"), "wrong keys"),
     (lambda h: h.update(matrices="9" * 13), "entry for each of 13 matrices"),
     (lambda h: h["matrices"].pop(), "entry for each of 13 matrices"),
-    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0]), "embed.weight in the header: expected five integers"),
-    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 0, False]), "expected five integers"),
-    (lambda h: h["matrices"].__setitem__(0, [9, 1, 0, 0, 0]), r"embed.weight: bits must be in \[1, 8\], got 9"),
-    (lambda h: h["matrices"].__setitem__(0, [8, 2, 0, 0, 0]), "states must be 1, 4 or 8, got 2"),
-    (lambda h: h["matrices"].__setitem__(0, [8, 1, 3, 0, 0]), "3 groups do not divide 8 columns"),
-    (lambda h: h["matrices"].__setitem__(0, [8, 1, 10**9, 0, 0]), "groups do not divide"),
-    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 10**9, 4]), "no low-rank correction of rank 1000000000"),
-    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 2, 0]), "no low-rank correction of rank 2 and 0 bits"),
-    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 2, 4]), "must list 8 streams"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0]), "embed.weight in the header: expected six integers"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 0, 0, False]), "expected six integers"),
+    (lambda h: h["matrices"].__setitem__(0, [9, 1, 0, 0, 0, 0]), r"embed.weight: bits must be in \[1, 8\], got 9"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 2, 0, 0, 0, 0]), "states must be 1, 4 or 8, got 2"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 3, 0, 0, 0]), "3 groups do not divide 8 columns"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 10**9, 0, 0, 0]), "groups do not divide"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 10**9, 4, 0]), "no low-rank correction of rank 1000000000"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 2, 0, 0]), "no low-rank correction of rank 2 and 0 bits"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 2, 4, 0]), "must list 8 streams"),
+    (lambda h: h["matrices"].__setitem__(0, [8, 1, 0, 0, 0, 2]), "planned must be 0 or 1, got 2"),
     (lambda h: h["streams"].pop(), "must list 7 streams"),
     (lambda h: h.update(streams=None), "must list 7 streams"),
     (lambda h: h["streams"].__setitem__(0, ["zstd", 1.5]), "not .codec, bytes"),

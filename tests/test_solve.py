@@ -101,10 +101,10 @@ def check_finish(rng: np.random.Generator) -> str:
 
 
 def test_random_finishes_are_never_above_the_target() -> None:
-    """Twelve of what the slow test does a thousand times."""
+    """Eight of what the slow test does a thousand times."""
     rng = np.random.default_rng(0)
-    ended = [check_finish(rng) for _ in range(12)]
-    assert ended.count("within") >= 4, ended
+    ended = [check_finish(rng) for _ in range(8)]
+    assert ended.count("within") >= 3, ended
 
 
 @pytest.mark.slow
@@ -121,8 +121,7 @@ def test_a_thousand_random_finishes_are_never_above_the_target() -> None:
     "quant",
     [
         WIDE,
-        replace(WIDE, method="gptq"),
-        replace(WIDE, method="gptq", quantizer="trellis8", rate_weight=0.1),
+        replace(WIDE, method="gptq", quantizer="trellis4", rate_weight=0.1, column_plan=True),
         replace(WIDE, method="gptq", group_size=16, lowrank_rank=2, lowrank_tensors=3),
         replace(WIDE, scalar_format="fp8"),
     ],
@@ -130,8 +129,8 @@ def test_a_thousand_random_finishes_are_never_above_the_target() -> None:
 def test_targets_are_filled_and_the_audit_adds_up(quant: QuantConfig) -> None:
     """Each size is met from below within 0.2 %, and the audit's bytes are the file's."""
     bench = bench_of(quant)
-    losses = []
-    for target in (12_000, 14_000, 17_000):
+    damages = []
+    for target in (11_400, 13_000):
         found = ship(bench, target_bytes=target, code_bytes=CODE_BYTES)
         audit = json.loads(json.dumps(found.audit, allow_nan=False))
         assert 0.998 * target <= len(found.artifact) + CODE_BYTES <= target
@@ -149,9 +148,8 @@ def test_targets_are_filled_and_the_audit_adds_up(quant: QuantConfig) -> None:
             assert row["relative_error"] == pytest.approx(float(error))
             assert row.get("lowrank", False) == (item.lowrank is not None)
         assert sum(row.get("lowrank", False) for row in audit["tensors"].values()) == quant.lowrank_tensors
-        losses.append(audit["loss_after"])
-    assert losses[0] > losses[-1]
-    assert losses == sorted(losses, reverse=True)
+        damages.append(audit["predicted_loss_increase"])
+    assert damages[0] > damages[1]
 
 
 def test_without_a_target_the_artifact_is_that_of_the_spelled_out_bits() -> None:
@@ -192,22 +190,32 @@ def test_the_bits_of_the_config_bound_the_codes() -> None:
             assert bits > 1 or int(item.codes.abs().min()) == 1
 
 
-def test_calibrated_allocation_beats_equal_steps() -> None:
-    """At the same size, steps by sensitivity lose less than one step for all; GPTQ loses less than rounding."""
+def test_calibrated_allocation_beats_equal_steps_and_gptq_beats_rounding() -> None:
+    """At the same sizes: steps by sensitivity lose less than one step for all, and feedback hurts outputs less."""
+    sizes = (5000, 5500, 6000)
+    bench = bench_of(WIDE)
+    ours = [ship(bench, target_bytes=size, code_bytes=0).audit for size in sizes]
+    fed_back = ship(bench_of(replace(WIDE, method="gptq")), target_bytes=6000, code_bytes=0).audit
+    assert fed_back["predicted_loss_increase"] < 0.8 * ours[2]["predicted_loss_increase"]
+    assert bench.calibration is not None
+    level = dict.fromkeys(bench.calibration.sensitivity, 1.0)
+    blind = bench_of(WIDE)
+    blind.calibration = replace(bench.calibration, sensitivity=level, hessians={}, row_weights={})
+    equal = [ship(blind, target_bytes=size, code_bytes=0).audit for size in sizes]
+    assert np.mean([a["loss_after"] for a in ours]) < np.mean([a["loss_after"] for a in equal]) - 0.005
 
-    def loss_at(quant: QuantConfig, *, equal: bool = False) -> float:
-        bench = bench_of(quant)
-        if equal:
-            assert bench.calibration is not None
-            level = dict.fromkeys(bench.calibration.sensitivity, 1.0)
-            bench.calibration = replace(bench.calibration, sensitivity=level, hessians={})
-        return float(
-            np.mean([ship(bench, target_bytes=t, code_bytes=0).audit["loss_after"] for t in (6000, 7000, 8000)])
-        )
 
-    ours = loss_at(WIDE)
-    assert ours < loss_at(WIDE, equal=True)
-    assert loss_at(replace(WIDE, method="gptq")) < ours
+def test_an_embeddings_steps_follow_what_its_rows_weigh() -> None:
+    """A row that matters four times as much gets half the step, up to the grid of stored scales, whatever its size."""
+    calibration = trained()[1]
+    weights = torch.ones(48)
+    weights[:10] = 4.0
+    bench = bench_of(WIDE)
+    bench.calibration = replace(calibration, row_weights={"embed.weight": weights})
+    item = bench.quantized("embed.weight", Choice(bits=8, clip_sigmas=30.0))
+    scales = item.scales.float()
+    assert float(scales[10:].max() / scales[10:].min()) < 1.07
+    assert float(scales[10:].mean() / scales[:10].mean()) == pytest.approx(2.0, rel=0.07)
 
 
 def test_tables_predict_bits_and_errors() -> None:
@@ -252,7 +260,7 @@ def test_a_role_that_costs_too_much_rolls_back() -> None:
 
 def test_a_rollback_under_a_target_moves_bytes_and_keeps_the_size() -> None:
     """The role that hurts gets finer steps and the others pay; without room the plan stays and the audit says so."""
-    target = 7_000
+    target = 6_000
     free = ship(bench_of(WIDE), target_bytes=target, code_bytes=0).audit
     bench = bench_of(WIDE)
     assert bench.calibration is not None

@@ -39,6 +39,7 @@ def search(weight: torch.Tensor, *, states: int, bits: torch.Tensor, price: floa
         bits=bits,
         states=states,
         rate_weight=torch.full((rows,), price),
+        keep=cols,
     )
 
 

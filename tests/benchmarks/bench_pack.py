@@ -1,6 +1,6 @@
 """Seconds and memory of packing and unpacking a whole model, of filling a byte target, and bits per weight.
 
-    python tests/benchmarks/bench_pack.py [--weights N] [--repeats N] [--method round] [--quantizer uniform] [--target SHARE]
+    python tests/benchmarks/bench_pack.py [--weights N] [--repeats N] [--method M] [--quantizer Q] [--target SHARE]
 
 Normal rows, 512 columns, quantized with SDClip at the record recipe; no calibration data. `--target` also fills so
 large a share of the packed size through the solver.
