@@ -16,7 +16,7 @@ import numpy as np
 
 from search.budget import account
 from search.freeze import absolute, freeze, git_commit
-from search.journal import note
+from search.journal import DONE, note
 from search.ledger import CONTROL, VERDICT_FILE, TrialRecord, Verdict, finished, read_records, trial_dir
 from search.maker import Made, Maker, script_maker
 from search.points import point_key, starting_points
@@ -104,6 +104,7 @@ class Driver:
             if isinstance(chosen, Done):
                 self._tell_races()
                 self.why_done = chosen.reason
+                self._note(DONE, at=self._clock(), trials=len(self._records), reason=chosen.reason)
             if not isinstance(chosen, TrialSpec):
                 return chosen
             if chosen.predicted_bytes <= self.study.caps.artifact_bytes:

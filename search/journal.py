@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from search.study import StudyConfig
 
 JOURNAL_FILE = "events.jsonl"
+DONE = "done"  # the event of a study that has nothing left to start, with its number of trials
 Fact = str | float | int | bool | None
 
 
@@ -33,3 +34,8 @@ def read_journal(study: StudyConfig) -> Iterator[dict[str, Fact]]:
             continue
         if isinstance(found, dict):
             yield found
+
+
+def was_done(study: StudyConfig, *, trials: int) -> bool:
+    """Whether a driver has said that nothing is left to start, and no trial was added since."""
+    return any(event.get("event") == DONE and event.get("trials") == trials for event in read_journal(study))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, inf
+from math import ceil, floor, inf, log
 
 from search.analysis import non_dominated
 from search.budget import Account, account
@@ -20,7 +20,7 @@ from search.ledger import CONTROL, TrialRecord
 from search.proxy import judged_tags, keep_share, score_pairs
 from search.race import deserves_seed
 from search.study import StudyConfig
-from space.params import Space
+from space.params import ChoiceParam, Param, Space
 from trials.rungs import Rung
 from trials.spec import Scalar
 
@@ -148,7 +148,7 @@ def promotable(
 
 
 def best_places(
-    study: StudyConfig, feasible: Sequence[TrialRecord], wanted: int, *, unjudged: Sequence[str] = ()
+    study: StudyConfig, feasible: Sequence[TrialRecord], wanted: int, *, unjudged: Sequence[Param] = ()
 ) -> list[TrialRecord]:
     """The `wanted` trials that go up, most wanted first.
 
@@ -156,11 +156,13 @@ def best_places(
     brings most settings of those knobs which nobody chosen so far has; ties go to the better one. A better score
     never costs a trial its place.
     """
-    ranked = ranking(study, feasible)
+    pool = ranking(study, feasible, POOL * wanted)
     if not unjudged or wanted < 2:
-        return ranked[:wanted]
-    settings = {r.spec.number: s for r, s in zip(ranked, knob_settings(ranked, unjudged), strict=True)}
-    pool, chosen, seen = ranked[: POOL * wanted], list[TrialRecord](), set[tuple[str, Scalar]]()
+        return pool[:wanted]
+    settings = {
+        r.spec.number: {setting(p, r.spec.params[p.name]) for p in unjudged if p.name in r.spec.params} for r in pool
+    }
+    chosen, seen = list[TrialRecord](), set[tuple[str, Scalar]]()
     while pool and len(chosen) < wanted:
         pick = pool[0]
         if len(chosen) % 2:
@@ -171,54 +173,47 @@ def best_places(
     return chosen
 
 
-def ranking(study: StudyConfig, feasible: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Trials within the caps, most wanted first; ties go to the earlier trial.
+def ranking(study: StudyConfig, feasible: Sequence[TrialRecord], most: int) -> list[TrialRecord]:
+    """The first `most` of the trials within the caps, most wanted first; ties go to the earlier trial.
 
     For the best model: by score. For the front: the best score, then front after front, and within one by the area
     that only this trial adds.
     """
     ranked = sorted(feasible, key=_score)
     if study.question == "best" or len(ranked) < 3:
-        return ranked
-    left, order = ranked[1:], ranked[:1]
-    worst = max(_score(r)[0] for r in ranked)
-    while left:
-        layer = [left[i] for i in non_dominated([_size_and_score(r) for r in left])]
-        area = {}
-        for i, record in enumerate(layer):
-            size, score = _size_and_score(record)
-            right = _size_and_score(layer[i + 1])[0] if i + 1 < len(layer) else study.caps.artifact_bytes
-            ceiling = _size_and_score(layer[i - 1])[1] if i else worst
-            area[record.spec.number] = (right - size) * (ceiling - score)
-        order += sorted(layer, key=lambda r: (-area[r.spec.number], *_score(r)))
-        taken = {r.spec.number for r in layer}
-        left = [r for r in left if r.spec.number not in taken]
-    return order
+        return ranked[:most]
+    order, worst = ranked[:1], _score(ranked[-1])[0]
+    left = [(*_size_and_score(r), r) for r in ranked[1:]]
+    while left and len(order) < most:
+        front = non_dominated([(size, score) for size, score, _ in left])
+        layer = [left[i] for i in front]
+        places = []
+        for i, (size, score, record) in enumerate(layer):
+            right = layer[i + 1][0] if i + 1 < len(layer) else study.caps.artifact_bytes
+            ceiling = layer[i - 1][1] if i else worst
+            places.append((-(right - size) * (ceiling - score), score, record.spec.number, record))
+        order += [place[-1] for place in sorted(places, key=lambda place: place[:3])]
+        taken = set(front)
+        left = [row for i, row in enumerate(left) if i not in taken]
+    return order[:most]
 
 
-def unjudged_knobs(space: Space | None, lower: Rung, upper: Rung) -> tuple[str, ...]:
+def unjudged_knobs(space: Space | None, lower: Rung, upper: Rung) -> tuple[Param, ...]:
     """Knobs whose effect at `upper` no run at `lower` can show."""
     if space is None:
         return ()
     judged = judged_tags(lower, upper)
-    return tuple(param.name for param in space.params if param.tag not in judged)
+    return tuple(param for param in space.params if param.tag not in judged)
 
 
-def knob_settings(ranked: Sequence[TrialRecord], knobs: Sequence[str]) -> list[set[tuple[str, Scalar]]]:
-    """What each trial stands for: a choice's option, or which third of the values tried a number lies in."""
-    found: list[set[tuple[str, Scalar]]] = [set() for _ in ranked]
-    for knob in knobs:
-        values = sorted(
-            float(v) for r in ranked if (v := r.spec.params.get(knob)) is not None and type(v) in (int, float)
-        )
-        cuts = (values[len(values) // 3], values[2 * len(values) // 3]) if values else (0.0, 0.0)
-        for record, settings in zip(ranked, found, strict=True):
-            value = record.spec.params.get(knob)
-            if type(value) in (int, float):
-                value = sum(float(value) >= cut for cut in cuts)  # type: ignore[arg-type]
-            if value is not None:
-                settings.add((knob, value))
-    return found
+def setting(param: Param, value: Scalar) -> tuple[str, Scalar]:
+    """What a value stands for: a choice's option, or the third of its range that a number lies in."""
+    if isinstance(param, ChoiceParam):
+        return param.name, value
+    low, high, here = param.low, param.high, float(value)
+    if param.log:
+        low, high, here = map(log, (low, high, here))
+    return param.name, min(2, int(3 * (here - low) / (high - low)))
 
 
 def affordable(study: StudyConfig, books: Account, start: Start) -> bool:

@@ -29,11 +29,13 @@ import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Protocol
 
 from pgolf_model.config import RunConfig
+from search.bundle import bundle
 from search.driver import Driver
 from search.events import Event, Finished, Started
 from search.ledger import TrialRecord, trial_dir
@@ -49,7 +51,6 @@ from trials.spec import RESULT_FILE, Scalar, SeedRun, TrialResult, TrialSpec, wr
 
 LOG_FILE = "simulated.jsonl"  # in the study's folder: when each trial started and will end, in simulated seconds
 PLAIN_SPACE = "simulated"  # name of a space given as a plain list
-CODE_BYTES = 50_000  # forecast code share where a named space forecasts the model's
 UNLIMITED = 1e9  # cores or GPUs where nobody set a limit
 
 
@@ -97,7 +98,7 @@ class SimulatedMaker:
             return Made(config=config, predicted_bytes=size, predicted_low=size, predicted_high=size)
         if self.world.space is None:
             sizes = estimate_model_bytes(config)
-            low, central, high = (CODE_BYTES + x for x in (sizes.low, sizes.model_bytes, sizes.high))
+            low, central, high = (_code_bytes() + x for x in (sizes.low, sizes.model_bytes, sizes.high))
             return Made(config=config, predicted_bytes=central, predicted_low=low, predicted_high=high)
         return Made(config=config)
 
@@ -375,6 +376,12 @@ def _seed_run(said: Mapping[str, float], spec: TrialSpec, seed: int) -> tuple[Se
         artifact_sha256="",
     )
     return run, lasts
+
+
+@cache
+def _code_bytes() -> int:
+    """Bytes of the script, which differs between configurations by a few dozen: one bundle stands for all."""
+    return len(bundle(RunConfig()))
 
 
 def _key(spec: TrialSpec) -> tuple[str, int, int]:

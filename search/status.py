@@ -14,6 +14,7 @@ from typing import Literal
 
 from search.analysis import ENDED
 from search.budget import account, describe_account
+from search.journal import was_done
 from search.ledger import TrialRecord, best_record, trial_dir
 from search.promote import Done, decide
 from search.proxy import ProxyQuality, proxy_quality
@@ -192,7 +193,7 @@ def _spent(record: TrialRecord, begun: dict[str, LiveTrial]) -> float:
 
 
 def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -> State:
-    """`finished` when the promotion rule has nothing left to start."""
+    """`finished` when the driver said so, or the promotion rule has nothing left to start."""
     if alive:
         return "running"
     if not records:
@@ -201,7 +202,8 @@ def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -
         return "interrupted"
     if any(r.suspicious for r in records):
         return "suspicious"
-    return "finished" if isinstance(decide(study, tuple(records)), Done) else "stopped"
+    done = was_done(study, trials=len(records)) or isinstance(decide(study, records), Done)
+    return "finished" if done else "stopped"
 
 
 def _elapsed(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool, now: float) -> float | None:

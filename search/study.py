@@ -40,7 +40,12 @@ class Caps:
 
     def allow(self, result: TrialResult) -> bool:
         """Whether a finished trial could be submitted."""
-        return result.status == "complete" and all(excess <= 0 for excess in self.measured(result).values())
+        return (
+            result.status == "complete"
+            and result.artifact_bytes <= self.artifact_bytes
+            and result.train_seconds <= self.train_seconds
+            and result.eval_seconds <= self.eval_seconds
+        )
 
     def measured(self, result: TrialResult) -> dict[str, float]:
         """`violations` of a complete result."""

@@ -203,7 +203,7 @@ def test_a_better_score_never_costs_a_trial_its_place(points, wanted, better, qu
     """Whoever goes up would also have gone up with a better score: by rank, by area, and by places for knobs."""
     study = replace(STUDY, question=question)
     trials = [record(i, bpb, size=size, params={"a": a, "b": b}) for i, (bpb, size, a, b) in enumerate(points)]
-    for unjudged in ((), ("b",), ("a", "b")):
+    for unjudged in ((), KNOBS.params[1:], KNOBS.params):
         chosen = {r.spec.number for r in best_places(study, trials, wanted, unjudged=unjudged)}
         assert len(chosen) == min(wanted, len(trials))
         for number in chosen:
@@ -218,7 +218,7 @@ def test_places_for_knobs_that_the_rung_cannot_judge() -> None:
     """Every other place goes to a setting of `b` that nobody chosen has, among the best four for two places."""
     trials = [record(i, 1.0 + i, params={"a": 0.5, "b": b}) for i, b in enumerate((0.1, 0.1, 0.1, 0.9, 0.9, 0.9))]
     assert [r.spec.number for r in best_places(STUDY, trials, 2)] == [0, 1]
-    assert [r.spec.number for r in best_places(STUDY, trials, 2, unjudged=("b",))] == [0, 3]
+    assert [r.spec.number for r in best_places(STUDY, trials, 2, unjudged=KNOBS.params[1:])] == [0, 3]
     up = promotable(STUDY, trials, (), lower=PROXY, upper=FULL, settled=True, space=KNOBS)
     assert 3 in {r.spec.number for r in up}, "10 steps cannot judge a step-dependent knob for 100"
 
@@ -228,7 +228,7 @@ def test_the_front_question_takes_the_best_score_and_then_what_adds_area(points)
     """The first layer comes before everything it dominates, and its order is that of the area each alone adds."""
     study = replace(STUDY, question="front")
     trials = [record(i, bpb, size=size) for i, (bpb, size, _, _) in enumerate(points)]
-    order = ranking(study, trials)
+    order = ranking(study, trials, len(trials))
     assert order[0].result.val_bpb == min(p[0] for p in points)
     assert sorted(r.spec.number for r in order) == list(range(len(points)))
     rest = order[1:]

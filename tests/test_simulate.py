@@ -12,6 +12,7 @@ import pytest
 
 from search.ledger import read_records
 from search.simulate import load_world, plain_space, read_spans, simulate
+from search.status import study_status
 from search.study import Caps, StudyConfig, load_study
 from space.params import ChoiceParam, FloatParam, IntParam, When
 from trials.rungs import Rung
@@ -137,10 +138,12 @@ def test_a_file_without_evaluate_is_named(tmp_path: Path) -> None:
 
 
 def test_a_simulation_in_a_folder_is_a_study_like_any_other(tmp_path: Path) -> None:
-    trace = simulate(STUDY, evaluate, SPACE, folder=tmp_path / "s")
+    in_memory = replace(STUDY, storage="memory")
+    trace = simulate(in_memory, evaluate, SPACE, folder=tmp_path / "s")
     study = load_study(str(tmp_path / "s"))
     assert outcomes(read_records(study)) == outcomes(trace.records)
     assert read_spans(study) == trace.spans
-    again = simulate(STUDY, evaluate, SPACE, folder=tmp_path / "s")
+    assert study_status(study, read_records(study), driver=None, alive=False, now=0.0).state == "finished"
+    again = simulate(in_memory, evaluate, SPACE, folder=tmp_path / "s")
     assert outcomes(again.records) == outcomes(trace.records), "a finished study has nothing more to do"
     json.loads((study.dir / "proxy" / "0000" / "result.json").read_text())

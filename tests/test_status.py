@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from studies_helper import add_progress, add_trial, complete, make_study
+from studies_helper import add_progress, add_trial, complete, make_run, make_study
 
-from search.ledger import read_records
+from search.ledger import VERDICT_FILE, Verdict, read_records
 from search.lock import driver_lock
 from search.status import StudyStatus, study_status
 from search.study import STUDY_FILE, StudyConfig
 from search.view_cli import status
+from space.plain import to_plain
 from trials.rungs import Rung
-from trials.spec import METRICS_FILE, TrialResult
+from trials.spec import METRICS_FILE, TrialResult, write_json
 
 
 def ask(study: StudyConfig, *, alive: bool = False) -> StudyStatus:
@@ -123,3 +124,27 @@ def test_a_study_that_never_ran_says_how_to_start_it(tmp_path: Path) -> None:
     result = CliRunner().invoke(status, [str(tmp_path)], catch_exceptions=False)
     assert "demo: not started" in result.stdout
     assert f"pgolf search {tmp_path}" in result.stdout
+
+
+def test_a_suspicious_score_is_a_state_of_its_own_with_the_commands_that_end_it(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    folder = add_trial(study, "proxy/0000", complete(0.2, 10_000_000))
+    write_json(folder / VERDICT_FILE, Verdict(word="suspicious", reason="too good"))
+    found = ask(study)
+    assert found.state == "suspicious"
+    assert found.best is None, "nothing is claimed before somebody has looked"
+    assert any("--accept proxy/0000" in command for command in found.next)
+    assert any("--reject proxy/0000" in command for command in found.next)
+
+
+def test_the_noise_floor_and_the_budget_are_shown(tmp_path: Path) -> None:
+    """Two seeds 0.002 apart: a standard deviation of 0.0014; 660 s on a GPU are 0.18 hours."""
+    study = make_study(tmp_path)
+    runs = tuple(make_run(bpb, 10_000_000, seed=seed) for seed, bpb in ((1, 1.3), (2, 1.302)))
+    add_trial(study, "proxy/0000", TrialResult(status="complete", runs=runs, seconds=660.0), seeds=(1, 2))
+    found = ask(study)
+    assert [(n.rung, n.degrees_of_freedom) for n in found.noise] == [("proxy", 1)]
+    assert found.noise[0].sd == pytest.approx(0.002 / 2**0.5)
+    assert found.budget.startswith("spent 0.18 GPU-hours ($0.46)")
+    assert found.proxies[0].num_pairs == 0
+    json.dumps(to_plain(found), allow_nan=False)
