@@ -19,6 +19,7 @@ from search.corpus.check import quick_check
 from search.corpus.manifest import TOKENIZER_FILE, Manifest, check_comparable
 from search.study import StudyConfig
 from space.params import ChoiceParam, Space
+from space.quant_knobs import at_cap
 from space.sizing import estimate_model_bytes
 from space.spaces import named_space
 from trials.rungs import Rung
@@ -83,6 +84,7 @@ class ScriptMaker:
     study: str
     space: Space
     datasets: Mapping[str, Dataset]  # by the name the `data` knob has for them
+    cap_bytes: int  # what trials that solve for their bytes fill
 
     @property
     def forecast(self) -> Callable[[Mapping[str, Scalar]], float]:
@@ -92,8 +94,8 @@ class ScriptMaker:
 
         def artifact_bytes(params: Mapping[str, Scalar]) -> float:
             dataset = self.datasets[str(params.get(DATA_KNOB, next(iter(self.datasets))))]
-            config = self.space.build(params, vocab_size=dataset.manifest.vocab_size)
-            return float(estimate_model_bytes(config).model_bytes + code_bytes)
+            config = at_cap(self.space.build(params, vocab_size=dataset.manifest.vocab_size), params, self.cap_bytes)
+            return float(estimate_model_bytes(config, code_bytes=code_bytes).model_bytes + code_bytes)
 
         return artifact_bytes
 
@@ -101,6 +103,7 @@ class ScriptMaker:
         """Build the configuration, bundle its script, forecast its bytes."""
         dataset = self.datasets[str(params.get(DATA_KNOB, next(iter(self.datasets))))]
         config = rung.apply(self.space.build(params, vocab_size=dataset.manifest.vocab_size), seed)
+        config = at_cap(config, params, self.cap_bytes)
         script = bundle(config)
         estimate = estimate_model_bytes(config, code_bytes=len(script))
         return Made(
@@ -141,7 +144,9 @@ def script_maker(study: StudyConfig) -> ScriptMaker:
     """
     datasets = {name: open_dataset(name) for name in study.data}
     _refuse_incomparable(list(datasets.values()))
-    return ScriptMaker(study=study.name, space=study_space(study), datasets=datasets)
+    return ScriptMaker(
+        study=study.name, space=study_space(study), datasets=datasets, cap_bytes=study.caps.artifact_bytes
+    )
 
 
 def study_space(study: StudyConfig) -> Space:

@@ -45,6 +45,7 @@ from search.points import complete_point
 from search.promote import Done
 from search.study import StudyConfig
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
+from space.quant_knobs import at_cap
 from space.sizing import estimate_model_bytes
 from trials.rungs import Rung
 from trials.spec import RESULT_FILE, Scalar, SeedRun, TrialResult, TrialSpec, write_json
@@ -89,22 +90,28 @@ class SimulatedMaker:
 
     world: World
     space: Space
+    cap_bytes: int
 
     @property
     def forecast(self) -> Callable[[Mapping[str, Scalar]], float] | None:
         """`predict_bytes`, or the named space's estimate."""
         if self.world.predict_bytes is not None or self.world.space is not None:
             return self.world.predict_bytes
-        return lambda params: CODE_BYTES + estimate_model_bytes(self.space.build(params)).model_bytes
+
+        def artifact_bytes(params: Mapping[str, Scalar]) -> float:
+            config = at_cap(self.space.build(params), params, self.cap_bytes)
+            return _code_bytes() + estimate_model_bytes(config, code_bytes=_code_bytes()).model_bytes
+
+        return artifact_bytes
 
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
         """The trial; its forecast is `predict_bytes`, or that of a named space's configuration."""
-        config = rung.apply(self.space.build(params), seed)
+        config = at_cap(rung.apply(self.space.build(params), seed), params, self.cap_bytes)
         if self.world.predict_bytes is not None:
             size = round(self.world.predict_bytes(params))
             return Made(config=config, predicted_bytes=size, predicted_low=size, predicted_high=size)
         if self.world.space is None:
-            sizes = estimate_model_bytes(config)
+            sizes = estimate_model_bytes(config, code_bytes=_code_bytes())
             low, central, high = (_code_bytes() + x for x in (sizes.low, sizes.model_bytes, sizes.high))
             return Made(config=config, predicted_bytes=central, predicted_low=low, predicted_high=high)
         return Made(config=config)
@@ -211,7 +218,7 @@ def plain_space(params: Sequence[Param], *, control: Mapping[str, Scalar] | None
 def simulated_driver(study: StudyConfig, world: World) -> tuple[Driver, SimulatedClock]:
     """The brain of a study, over a world, and the clock by which it lives."""
     clock = SimulatedClock()
-    maker = SimulatedMaker(world=world, space=world.space or study_space(study))
+    maker = SimulatedMaker(world=world, space=world.space or study_space(study), cap_bytes=study.caps.artifact_bytes)
     return Driver(study, maker, clock=clock), clock
 
 

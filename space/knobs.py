@@ -46,6 +46,7 @@ class Scale:
     seq_lens: tuple[int, ...]  # the first is used when there is no choice
     bigram_buckets: tuple[int, ...]  # the first is 0: none
     table_dims: tuple[int, ...]  # channels of value and bigram embeddings
+    calibration_tokens: int  # what GPTQ looks at
     num_layers_baseline: int
     model_dim_baseline: int
     fixed: RunConfig  # everything that is not searched

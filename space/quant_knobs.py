@@ -1,9 +1,14 @@
-"""Knobs of quantization: bits and clips by role and depth."""
+"""Knobs of quantization: a solver that fills the byte cap, or bits and clips by role and depth."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
+
+from pgolf_model.config import QuantConfig, RunConfig
 from space.knobs import Fields, KnobGroup, Scale, Values, number, whole
-from space.params import FloatParam, IntParam, Param, Scalar
+from space.params import ChoiceParam, FloatParam, IntParam, Param, Scalar, When
 
 # Clip, in row standard deviations, that goes with a bitwidth. The step is clip / (2**(bits - 1) - 1) and after entropy
 # coding only the step costs bytes, so bits and clip are one knob; this table makes every bit worth having. 6, 7 and 8
@@ -21,17 +26,46 @@ from space.params import FloatParam, IntParam, Param, Scalar
 CLIP_SIGMAS: dict[int, float] = {2: 1.5, 3: 3.0, 4: 5.0, 5: 8.0, 6: 12.85, 7: 15.0, 8: 20.0}
 
 
+QUANTIZATION = "quantization"  # the knob that decides who chooses the bytes
+SOLVED = "solved"
+# What the solver works with: at equal loss 8 states and planned columns need a third fewer bits than plain GPTQ.
+SOLVER = QuantConfig(
+    embed_bits=8,
+    attn_bits=(8,),
+    mlp_bits=(8,),
+    method="gptq",
+    quantizer="trellis8",
+    column_plan=True,
+    rate_weight=0.1,
+)
+
+
+def at_cap(config: RunConfig, values: Mapping[str, Scalar], cap_bytes: int) -> RunConfig:
+    """`config`, filling `cap_bytes` of code and model if its knobs leave the bytes to the solver."""
+    if values.get(QUANTIZATION) != SOLVED:
+        return config
+    return replace(config, quant=replace(config.quant, target_bytes=cap_bytes))
+
+
 def bit_knobs(scale: Scale) -> KnobGroup:
-    """Bits of the embedding, and of attention and MLP matrices in either half of the depth."""
+    """Who chooses the bytes; bits of the embedding, and of attention and MLP matrices in either half of the depth."""
     bits = scale.matrix_bits
+    explicit = When(parent=QUANTIZATION, values=("explicit",))
     params: list[Param] = [
+        ChoiceParam(
+            name=QUANTIZATION,
+            options=(SOLVED, "explicit"),
+            tag="scale_free",
+            doc="solved: GPTQ on a trellis, steps by equal slope, fills the cap; explicit: rounding at given bits",
+        ),
         IntParam(
             name="embed_bits",
             low=5,
             high=8,
             tag="scale_free",
+            when=explicit,
             doc="tied embedding; 8 to 7 cost nothing in records, 6 cost +.048 bpb without GPTQ",
-        )
+        ),
     ]
     params += [
         IntParam(
@@ -39,6 +73,7 @@ def bit_knobs(scale: Scale) -> KnobGroup:
             low=bits[0],
             high=bits[1],
             tag="scale_free",
+            when=explicit,
             doc=f"{what} of the {'first' if depth == 'early' else 'second'} half of the blocks; see CLIP_SIGMAS",
         )
         for role, what in (("attn", "attention matrices"), ("mlp", "MLP matrices"))
@@ -51,11 +86,15 @@ def bit_knobs(scale: Scale) -> KnobGroup:
             high=1.25,
             log=True,
             tag="scale_free",
+            when=explicit,
             doc="multiplies every matrix clip: the bytes between one bitwidth and the next",
         )
     )
 
     def fields(values: Values) -> Fields:
+        if values[QUANTIZATION] == SOLVED:
+            tokens = {"quant.calibration_tokens": scale.calibration_tokens}
+            return {f"quant.{f.name}": getattr(SOLVER, f.name) for f in dataclass_fields(SOLVER)} | tokens
         clip, embed_bits = number(values, "clip_scale"), whole(values, "embed_bits")
         attn_bits = (whole(values, "attn_bits_early"), whole(values, "attn_bits_late"))
         mlp_bits = (whole(values, "mlp_bits_early"), whole(values, "mlp_bits_late"))
@@ -69,6 +108,7 @@ def bit_knobs(scale: Scale) -> KnobGroup:
         }
 
     baseline: dict[str, Scalar] = {
+        QUANTIZATION: "explicit",
         "embed_bits": 8,
         "attn_bits_early": 6,
         "attn_bits_late": 6,

@@ -21,7 +21,7 @@ from space.model_knobs import (
     shape_knobs,
 )
 from space.params import Scalar, Space, WarmStart, look_up
-from space.quant_knobs import bit_knobs
+from space.quant_knobs import QUANTIZATION, SOLVED, bit_knobs
 from space.recipe_knobs import data_knobs, optimizer_knobs, rate_knobs, sequence_knobs
 
 
@@ -44,6 +44,7 @@ def challenge_scale() -> Scale:
         seq_lens=(1024, 2048, 4096),
         bigram_buckets=(0, 1024, 2048, 4096, 8192, 16384),
         table_dims=(64, 128),
+        calibration_tokens=131_072,
         num_layers_baseline=9,
         model_dim_baseline=512,
         fixed=RunConfig(),
@@ -69,6 +70,7 @@ def tiny_scale() -> Scale:
         seq_lens=(256,),
         bigram_buckets=(0, 512, 1024, 2048),
         table_dims=(32, 64),
+        calibration_tokens=16_384,
         num_layers_baseline=4,
         model_dim_baseline=128,
         fixed=RunConfig(
@@ -151,6 +153,7 @@ def make_space(
 
 # What the records of late March and of April converged on.
 MARCH: Mapping[str, Scalar] = {
+    QUANTIZATION: SOLVED,
     "num_layers": 11,
     "mlp_mult": 3.0,
     "seq_len": 2048,
@@ -192,7 +195,6 @@ APRIL: Mapping[str, Scalar] = {
     "weight_decay": 0.09,
     "warmdown_fraction": 0.72,
     "ema_gap": 0.0035,
-    "embed_bits": 7,
     "xsa_share": 1.0,
     "smear": "none",
     "bigram_buckets": 0,
@@ -219,9 +221,8 @@ FRONTIER: Mapping[str, Scalar] = {
     "min_lr": 0.1,
     "warmdown_fraction": 0.85,
     "weight_decay": 0.095,
-    "clip_scale": 0.95,
 }
-LONG_WARMDOWN: Mapping[str, Scalar] = {"warmdown_fraction": 0.6, "grad_clip": 1.0}
+LONG_WARMDOWN: Mapping[str, Scalar] = {QUANTIZATION: SOLVED, "warmdown_fraction": 0.6, "grad_clip": 1.0}
 SMALL_LOOP: Mapping[str, Scalar] = {
     **LONG_WARMDOWN,
     "loop_repeats": 1,
@@ -230,7 +231,6 @@ SMALL_LOOP: Mapping[str, Scalar] = {
     "loop_at": 0.35,
     "iteration_embeddings": False,
     "qk_gain_init": 4.0,
-    "embed_bits": 7,
 }
 
 
