@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pgolf_model.config import RunConfig
-from pgolf_model.data import TrainingWindows
 from pgolf_model.distributed import DistEnv, all_reduce_sum
 from pgolf_model.model import GPT
 from pgolf_model.shapes import param_shapes
-from pgolf_model.shards import shard_paths
+from pgolf_model.shards import read_shard, shard_paths
 
 SAMPLING_TEMPERATURE = 0.8
 SAMPLING_CONTEXT = 64  # tokens of the past that a generated token sees: without a cache each one costs so many
@@ -178,16 +178,20 @@ def calibration_batches(config: RunConfig, model: GPT, *, data: str, env: DistEn
             generate_tokens(model, sequences, seq_len + 1, env, seed=config.seed + i * env.world_size + env.rank)
             for i in range(count)
         ]
-        return [(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()) for tokens in text]
-    windows = TrainingWindows(
-        shard_paths(data, "train"),
-        loader="shuffled",
-        batch_tokens=sequences * seq_len * env.world_size,
-        rank=env.rank,
-        world_size=env.world_size,
-        seed=config.seed,
-    )
-    return [windows.next_batch(sequences, seq_len) for _ in range(count)]
+    else:
+        shards = [shard for shard in map(read_shard, shard_paths(data, "train")) if len(shard) > seq_len]
+        if not shards:
+            raise ValueError(f"{data}: no training shard holds the {seq_len + 1} tokens of one sequence; add shards")
+        sizes = np.array([len(shard) - seq_len for shard in shards])
+        starts = np.random.default_rng([config.seed, env.rank]).integers(sizes.sum(), size=(count, sequences))
+        which = np.searchsorted(sizes.cumsum(), starts, side="right")
+        offsets = starts - (sizes.cumsum() - sizes)[which]
+        windows = [
+            [shards[i][at : at + seq_len + 1].astype(np.int64) for i, at in zip(*row, strict=True)]
+            for row in zip(which, offsets, strict=True)
+        ]
+        text = [torch.from_numpy(np.stack(rows)) for rows in windows]
+    return [(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()) for tokens in text]
 
 
 @torch.no_grad()
