@@ -107,7 +107,7 @@ class Sampler:
             ghost = None
         if ghost is None:
             study.add_trial(create_trial(state=TrialState.RUNNING))
-        trial = study.get_trials()[-1 if ghost is None else ghost]
+        trial = study.get_trials(deepcopy=False)[-1 if ghost is None else ghost]
         sampler = _tpe(seed=self._study.seed, number=trial.number, trials=self._study.rungs[0].trials)
         relative = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
         values: dict[str, Scalar] = {}
