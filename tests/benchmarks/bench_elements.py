@@ -156,13 +156,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--only", nargs="+", help="elements by name; the control always runs")
+    parser.add_argument("--report", action="store_true", help="run nothing, print the elements whose runs are all there")
     options = parser.parse_args()
     names = ["control", *(options.only or [name for name in ELEMENTS if name != "control"])]
 
     def folder(name: str, seed: int) -> Path:
         return Path(options.out) / f"{''.join(c if c.isalnum() else '_' for c in name)}-{seed}"
 
-    started, jobs = time.perf_counter(), [(name, seed) for seed in options.seeds for name in names]
+    if options.report:
+        names = [n for n in names if all((folder(n, seed) / "metrics.json").exists() for seed in options.seeds)]
+    started, jobs = time.perf_counter(), [(name, seed) for name in names for seed in options.seeds]
 
     def work(job: tuple[int, tuple[str, int]]) -> dict[str, Any]:
         index, (name, seed) = job
