@@ -28,7 +28,7 @@ def gptq(
     states: int = 1,
     rate_weight: float = 0.0,
     damping: float = 0.01,
-    block: int = 128,
+    block: int = 64,
     binary: bool = False,
     sort: bool | None = None,
 ) -> Tensor:

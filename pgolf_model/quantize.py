@@ -128,6 +128,10 @@ def quantize_matrix(
         hessian: (cols, cols) second moments of the matrix' inputs; None rounds every weight for itself.
         states, rate_weight, damping: as in `gptq`.
         plan: visit columns and scale their steps by `plan_columns`; needs a Hessian.
+
+    Bits per weight at equal divergence from the unquantized 6x256 model (blocks 1, 3, 5 at about 2.8 bits, real coder,
+    side information counted), against GPTQ with uniform codes: plain rounding +0.83, rate_weight 0.1 -0.17, with 8
+    states too -0.40, with a plan too -0.58 (0.05 and 0.2 instead of 0.1: 0.03 and 0.02 worse).
     Raises:
         ValueError: as `row_scales` and `gptq` do; dependent quantization of one bit; a plan without a Hessian.
     """
@@ -189,7 +193,9 @@ def round_scalars(tensor: Tensor, format: ScalarFormat = "float16") -> Tensor:
     """A small parameter rounded to a float of fewer bits, e exponent and m mantissa bits, returned as float16.
 
     Every format's values are float16 values; dropped mantissa bits are zeros, which an entropy coder stores for
-    nothing. e5m2 and e4m3 are the two 8-bit floats; e4m3 ends at 448.
+    nothing. e5m2 and e4m3 are the two 8-bit floats; e4m3 ends at 448. On a trained 6x256 model float16 is the choice:
+    e5m6 saved 3.6 bits per scalar and cost a divergence of 1.0e-4 nats per token, ten times what those bytes buy back
+    as smaller steps of the matrices; e5m4 cost 1.9e-3, e4m3 2.3e-3, e5m2 9.1e-3.
     Raises:
         ValueError: NaN, or a value above the format's largest.
     """
