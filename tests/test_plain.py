@@ -142,7 +142,7 @@ def test_whole_numbers_are_fine_for_floats() -> None:
         ({"quant": {"attn_bits": [6, "5"]}}, r"attn_bits\[1\]: expected int, got '5'"),
         ({"train": {"precision": "fp8"}}, "expected one of 'float32', 'bfloat16', got 'fp8'"),
         ({"train": {"matrix_lr": "fast"}}, r"train\.matrix_lr: expected float, got 'fast'"),
-        ({"quant": {"embed_bits": 9}}, r"RunConfig\.quant: embed_bits must be in \[2, 8\], got 9"),
+        ({"quant": {"embed_bits": 9}}, r"RunConfig\.quant: embed_bits must be in \[1, 8\], got 9"),
     ],
 )
 def test_bad_data_is_refused_by_its_place(data: dict[str, Any], message: str) -> None:
