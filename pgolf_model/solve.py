@@ -38,7 +38,7 @@ from pgolf_model.quantize import (
 from pgolf_model.shapes import param_shapes
 
 GRID = np.arange(-18, 9) / 4  # log2 of the step in row deviations, from 0.044 to 4: about 6.5 to 0.3 bits per weight
-GPTQ_COARSEST = 0.5  # the same with error feedback: at wider steps it makes weights several times too large
+GPTQ_COARSEST = 1.0  # the same with error feedback: at 4 deviations it made weights several times too large
 SAMPLED_WEIGHTS = 2**16  # per matrix, in whole rows: entropies are good to 0.001 bits, tables take seconds
 LOSS_TOKENS = 16_384  # calibration tokens on which losses are compared
 LOWRANK_BITS = 4

