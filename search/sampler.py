@@ -12,9 +12,10 @@ failure; PRUNED with a constraint is how TPE learns from what never ran.
 from __future__ import annotations
 
 import functools
+import math
 import sqlite3
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import optuna
@@ -29,8 +30,10 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
+from search.byte_model import Forecast
 from search.ledger import TrialRecord
 from search.study import Caps, StudyConfig
+from search.surrogate_sampler import Advice, SurrogateSampler
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
 from trials.spec import Scalar
 
@@ -65,9 +68,11 @@ class Sampler:
     """The Optuna studies of one search: an effect with a small surface, driven by the brain alone."""
 
     @_names_the_storage
-    def __init__(self, study: StudyConfig, space: Space) -> None:
+    def __init__(self, study: StudyConfig, space: Space, *, forecast: Forecast | None = None) -> None:
         """Open or create the storage.
 
+        Args:
+            forecast: artifact bytes of a configuration, where they can be known without a run.
         Raises:
             ValueError: the storage cannot be opened, is locked (any method can find that), or holds a study with
                 other objectives.
@@ -92,6 +97,43 @@ class Sampler:
             opened.set_user_attr(FOLDER_ATTR, str(study.dir))
             self._studies[rung.name] = opened
         self._ghosts: dict[str, int] = {}  # rung -> a trial that was entered and whose folder was never written
+        self._surrogate = self._open_surrogate(forecast)
+
+    def _open_surrogate(self, forecast: Forecast | None) -> SurrogateSampler | None:
+        """One model for all rungs, where the study wants it."""
+        if self._study.sampler != "surrogate":
+            return None
+        rungs = modelled_rungs(self._study)
+        surrogate = SurrogateSampler(
+            self._space.params,
+            {param.name: _distribution(param) for param in self._space.params},
+            rungs,
+            cap_bytes=self._study.caps.artifact_bytes,
+            forecast=forecast,
+            seed=self._study.seed,
+        )
+        for rung in rungs:
+            surrogate.watch(rung, self._studies[rung])
+        return surrogate
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """What draws trial `number`: the same for a killed driver's successor, different from trial to trial (O18)."""
+        seed = (self._study.seed * 1_000_003 + number) % 2**32
+        if self._surrogate is not None:
+            return self._surrogate
+        if self._study.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return _tpe(seed=seed, trials=self._study.rungs[0].trials)
+
+    @_names_the_storage
+    def advise(self, *, starts: Sequence[str], climbs: Sequence[str], remaining: float = math.inf) -> Advice | None:
+        """What the model would start next, for a study whose sampler has one; see `SurrogateSampler.advise`.
+
+        Other samplers have no opinion on rungs and answer None.
+        """
+        if self._surrogate is None:
+            return None
+        return self._surrogate.advise(starts=starts, climbs=climbs, remaining=remaining)
 
     @_names_the_storage
     def ask(self, rung: str) -> tuple[int, dict[str, Scalar]]:
@@ -108,7 +150,7 @@ class Sampler:
         if ghost is None:
             study.add_trial(create_trial(state=TrialState.RUNNING))
         trial = study.get_trials(deepcopy=False)[-1 if ghost is None else ghost]
-        sampler = _tpe(seed=self._study.seed, number=trial.number, trials=self._study.rungs[0].trials)
+        sampler = self._sampler(trial.number)
         relative = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
         values: dict[str, Scalar] = {}
         for param in self._space.params:
@@ -221,6 +263,8 @@ def _summary(record: TrialRecord) -> dict[str, Scalar]:
         summary["artifact_bytes"] = result.artifact_bytes
         summary["train_seconds"] = result.train_seconds
         summary["eval_seconds"] = result.eval_seconds
+    if result is not None and result.status != "infeasible":
+        summary["gpu_seconds"] = result.seconds * (record.spec.gpus or record.spec.cpus)
     return summary
 
 
@@ -246,8 +290,17 @@ def _relax_fsync(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
-def _tpe(*, seed: int, number: int, trials: int) -> optuna.samplers.BaseSampler:
-    """Multivariate TPE over the conditional space for one trial, whose number is part of the seed (O18)."""
+def modelled_rungs(study: StudyConfig) -> dict[str, float]:
+    """Compute of the rungs the surrogate models: up to the first with the most. Later ones repeat with fresh seeds."""
+    computes = {rung.name: rung.compute for rung in study.rungs}
+    most = max(computes.values())
+    names = list(computes)
+    first = next(i for i, name in enumerate(names) if computes[name] >= most)
+    return {name: computes[name] for name in names[: first + 1]}
+
+
+def _tpe(*, seed: int, trials: int) -> optuna.samplers.BaseSampler:
+    """Multivariate TPE over the conditional space."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
@@ -255,7 +308,7 @@ def _tpe(*, seed: int, number: int, trials: int) -> optuna.samplers.BaseSampler:
             group=True,
             constant_liar=True,
             n_startup_trials=max(4, min(10, trials // 3)),
-            seed=(seed * 1_000_003 + number) % 2**32,
+            seed=seed,
         )
 
 

@@ -12,6 +12,7 @@ from trials.rungs import Rung
 from trials.spec import Scalar, TrialResult, read_noun
 
 EngineName = Literal["ray", "local"]
+SamplerName = Literal["random", "tpe", "surrogate"]
 BUILTIN_STUDIES = Path(__file__).parent / "studies"
 STUDY_FILE = "study.json"  # the study as it was launched, paths absolute
 
@@ -93,6 +94,7 @@ class StudyConfig:
     caps: Caps = field(default_factory=Caps)
     question: Literal["best", "front"] = "best"
     engine: EngineName = "ray"
+    sampler: SamplerName = "surrogate"  # tests/benchmarks/bench_search.py compares them
     seed: int = 0  # of the sampler; never of a run
     control: bool = True  # run the space's control first and carry it to the top rung
     control_seeds: int = 1  # runs of the control at the first rung, for a noise floor; seeds from a fixed list

@@ -1,0 +1,175 @@
+"""The compute-aware model as an Optuna sampler: it proposes for one rung's study from what all rungs have measured.
+
+Optuna's trials are the memory: parameters, value, constraints, and the user attributes that `sampler.Sampler` writes
+(`status`, `artifact_bytes`, `gpu_seconds`). A trial that was refused by its forecast never ran and teaches nothing
+here: the model does not propose what is known not to fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from search.byte_model import Forecast
+from search.history import Level, Observation
+from search.surrogate import Fitted, Proposal, Surrogate
+from space.params import Param
+
+FITTED_ATTR = "surrogate"  # of the first rung's study: the newest hyperparameters
+RAN_IN_VAIN = ("failed", "diverged", "timeout")  # statuses of trials that cost GPU-seconds and have no score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advice:
+    """What the model would start next: a new point at a rung, or a known trial (rung, number) at a higher one."""
+
+    rung: str
+    parent: tuple[str, int] | None
+    proposal: Proposal
+
+
+class SurrogateSampler(optuna.samplers.BaseSampler):
+    """One sampler for all rungs' studies, so that what it learns at one rung it knows at the others."""
+
+    def __init__(
+        self,
+        params: Sequence[Param],
+        distributions: Mapping[str, BaseDistribution],
+        computes: Mapping[str, float],
+        *,
+        cap_bytes: float,
+        forecast: Forecast | None = None,
+        seed: int = 0,
+        num_initial: int = 0,
+    ) -> None:
+        """Set the question; `watch` then says which study is which rung.
+
+        Args:
+            distributions: of every parameter, as they are suggested.
+            computes: training compute of a run at each rung, by name, lowest rung first.
+        """
+        self._rungs = tuple(computes)
+        self._computes = computes
+        self._distributions = dict(distributions)
+        self._studies: dict[str, optuna.Study] = {}
+        self._ended: dict[tuple[str, int], Observation | None] = {}  # finished trials never change
+        self._costs: dict[str, list[float]] = {rung: [] for rung in self._rungs}
+        self._independent = optuna.samplers.RandomSampler(seed=seed)
+        self._model = Surrogate(
+            params, self._levels(), cap_bytes=cap_bytes, forecast=forecast, seed=seed, num_initial=num_initial
+        )
+
+    def watch(self, rung: str, study: optuna.Study) -> None:
+        """Take in a rung's study, and sample for it."""
+        self._studies[rung] = study
+        study.sampler = self
+        kept = study.user_attrs.get(FITTED_ATTR)
+        if kept:
+            self._model.fitted = Fitted(num_results=int(kept[0]), theta=tuple(float(t) for t in kept[1]))
+
+    def _propose(self, runs: Sequence[Observation], **options: Any) -> Proposal | None:
+        """The model's proposal; new hyperparameters are kept in the first rung's study for a successor."""
+        before = self._model.fitted
+        proposal = self._model.propose(runs, **options)
+        fitted = self._model.fitted
+        if fitted is not None and fitted != before:
+            self._studies[self._rungs[0]].set_user_attr(FITTED_ATTR, [fitted.num_results, list(fitted.theta)])
+        return proposal
+
+    def advise(self, *, starts: Sequence[str], climbs: Sequence[str], remaining: float = math.inf) -> Advice | None:
+        """What to start next among new points at `starts` and promotions to `climbs`; None when there is neither.
+
+        Args:
+            remaining: GPU-seconds left.
+        """
+        keys, runs = self._history()
+        index = {rung: i for i, rung in enumerate(self._rungs)}
+        proposal = self._propose(
+            runs,
+            starts=tuple(index[rung] for rung in starts if rung in index),
+            climbs=tuple(index[rung] for rung in climbs if rung in index),
+            remaining=remaining,
+        )
+        if proposal is None:
+            return None
+        parent = None if proposal.parent is None else keys[proposal.parent]
+        return Advice(rung=self._rungs[proposal.level], parent=parent, proposal=proposal)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Every parameter: a proposal is a whole configuration."""
+        return self._distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The active parameters of the model's proposal for this study's rung."""
+        rung = next(name for name, watched in self._studies.items() if watched.study_name == study.study_name)
+        _, runs = self._history(without=(rung, trial.number))
+        proposal = self._propose(runs, starts=(self._rungs.index(rung),), climbs=())
+        assert proposal is not None  # there is a rung to start at
+        return dict(proposal.params)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A parameter that no proposal had: none of the space's."""
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def _history(self, without: tuple[str, int] | None = None) -> tuple[list[tuple[str, int]], list[Observation]]:
+        """Every run of every rung with its (rung, number)."""
+        keys, runs = [], []
+        for rung, study in self._studies.items():
+            for trial in study.get_trials(deepcopy=False):
+                key = (rung, trial.number)
+                if key == without:
+                    continue
+                if key not in self._ended or not trial.state.is_finished():
+                    seen = self._observation(trial, self._rungs.index(rung))
+                    if not trial.state.is_finished():
+                        if seen is not None:
+                            keys.append(key)
+                            runs.append(seen)
+                        continue
+                    self._ended[key] = seen
+                    if seen is not None and trial.user_attrs.get("gpu_seconds"):
+                        self._costs[rung].append(float(trial.user_attrs["gpu_seconds"]))
+                known = self._ended[key]
+                if known is not None:
+                    keys.append(key)
+                    runs.append(known)
+        self._model.levels = self._levels()
+        return keys, runs
+
+    def _observation(self, trial: FrozenTrial, level: int) -> Observation | None:
+        """A trial as the model sees it; None when it never ran."""
+        params = dict(trial.params)
+        if not trial.state.is_finished():
+            return Observation(params=params, level=level, running=True) if params else None
+        feasible = all(excess <= 0 for excess in trial.constraints.values())
+        size = trial.user_attrs.get("artifact_bytes")
+        if trial.state == TrialState.COMPLETE:
+            return Observation(
+                params=params,
+                level=level,
+                val_bpb=float(trial.values[0]),
+                artifact_bytes=None if size is None else float(size),
+                feasible=feasible,
+            )
+        if trial.user_attrs.get("status") in RAN_IN_VAIN and params:
+            return Observation(params=params, level=level)
+        return None
+
+    def _levels(self) -> tuple[Level, ...]:
+        """Cost and compute of each rung; a rung that has not run costs what its compute suggests."""
+        known = {rung: median(costs) for rung, costs in self._costs.items() if costs}
+        rate = median([cost / self._computes[rung] for rung, cost in known.items()]) if known else 1.0
+        return tuple(
+            Level(cost=known.get(rung, rate * compute), compute=compute) for rung, compute in self._computes.items()
+        )
