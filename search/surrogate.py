@@ -37,7 +37,7 @@ NUM_LEADERS = 8  # known configurations that candidates start from
 NUM_ROUNDS, NUM_PARENTS, NUM_CHILDREN = 2, 10, 16  # a pool is followed by the neighbourhoods of its best
 MAX_CLIMBERS = 120  # known configurations that are priced for a higher rung: the best of the highest rungs
 MAX_CHECKS = 48  # exact forecasts per proposal
-SHARE = 0.3  # at least so much of the GPU-seconds spent up to a rung goes to that rung: cheap runs can mislead
+SHARE = 0.4  # at least so much of the GPU-seconds spent up to a rung goes to that rung: cheap runs can mislead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +125,7 @@ class Surrogate:
         return up if up is not None and up.log_value >= new.log_value else new
 
     def promotion_values(self, runs: Sequence[Observation], parents: Sequence[int], level: int) -> list[float]:
-        """log(value) of running each of `parents` (indices into runs) at `level`: the order in which to promote them."""
+        """log(value) of running each of `parents` (indices into runs) at `level`; promote the highest first."""
         history = self._reader.read(runs)
         units = history.units[list(parents)]
         values = self._model(history).log_values(self.encoder.features(units), (level,))[:, 0]

@@ -217,7 +217,7 @@ class TpeTwoObjectives(Tpe):
 
 
 class TpeTwoStage(Tpe):
-    """TPE on 1/8 proxies for a third of the budget, its best quarter run at full, then TPE at full started with them."""
+    """TPE on 1/8 proxies for a third of the budget, its best run at full, then TPE at full that has seen those."""
 
     fidelities = (1 / 8, 1.0)
     share, keep = 1 / 3, 0.25
@@ -263,7 +263,7 @@ class Ours:
     def __init__(self, problem: Problem, seed: int, units: float) -> None:
         import search.surrogate
 
-        search.surrogate.SHARE = 0.3
+        search.surrogate.SHARE = 0.4
         self.problem, self.history, self.jobs = problem, [], []  # type: ignore[var-annotated]
         levels = [Level(cost=problem.unit * f, compute=f) for f in self.fidelities]
         self.model = Surrogate(
