@@ -73,7 +73,7 @@ class ByteModel:
         return np.asarray(log_ndtr((limit - means[:, 0]) / np.sqrt(variance)))
 
     def _learn_forecasts(self, history: History) -> None:
-        """From random points and from the newest configurations of the history: forecasts of those are free or known."""
+        """From random points and the newest configurations of the history."""
         if self._random is None:
             rng = np.random.default_rng([self._seed, 1])
             self._random = self._encoder.snap(rng.random((NUM_FORECASTS, len(self._encoder.params))))
@@ -101,6 +101,7 @@ class ByteModel:
         if self._is_due(len(logs)):
             self._theta = fit(data, self._layout, start=self._theta, max_iterations=40)
             self._num_fitted = len(logs)
+        assert self._theta is not None  # the first time it is due
         self._posterior = Posterior(data, self._theta, self._layout)
 
     def _is_due(self, count: int) -> bool:

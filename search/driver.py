@@ -20,7 +20,7 @@ from search.journal import DONE, note
 from search.ledger import CONTROL, VERDICT_FILE, TrialRecord, Verdict, finished, read_records, trial_dir
 from search.maker import Made, Maker, script_maker
 from search.points import point_key, starting_points
-from search.promote import Ask, Done, Promote, Replicate, Wait, decide
+from search.promote import Ask, Decision, Done, Promote, Replicate, Wait, by_rung, decide, planned_trials
 from search.proxy import proxy_quality
 from search.race import control_seeds, noise_floors, too_good
 from search.retry import earlier_result, second_attempt
@@ -74,7 +74,7 @@ class Driver:
         self._git_commit = git_commit()
         self._infeasible_in_a_row = 0
         self.why_done = ""  # what stopped a study before its ladder was climbed
-        self._sampler = Sampler(study, self.space)
+        self._sampler = Sampler(study, self.space, forecast=self._maker.forecast)
         self._take_up()
 
     @property
@@ -195,7 +195,7 @@ class Driver:
 
     def _choose(self) -> TrialSpec | Wait | Done:
         """A new trial, its folder written; or a finalist's with one more seed."""
-        match decide(self.study, self.records, elapsed=self._clock(), space=self.space):
+        match self._advised(decide(self.study, self.records, elapsed=self._clock(), space=self.space)):
             case Ask(rung=rung):
                 return self._ask(rung)
             case Promote(rung=rung, parent=parent):
@@ -209,6 +209,38 @@ class Driver:
                 return self._rewrite(trial.spec, replace(trial.spec, seeds=rung.seeds[: done + 1], seeds_done=done))
             case nothing:
                 return nothing
+
+    def _advised(self, decision: Decision) -> Decision:
+        """What the sampler's model would rather start, when something new may start and it has an opinion.
+
+        The known points come first, and the control goes up from every rung, whatever it says; a rung gets no more
+        trials than are planned.
+        """
+        at = by_rung(self.study, self.records)
+        first = self.study.rungs[0]
+        control = isinstance(decision, Promote) and decision.parent.spec.label == CONTROL
+        entered = {r.spec.label for r in at[first.name]}
+        if not isinstance(decision, Ask | Promote) or control or any(p.label not in entered for p in self._starts):
+            return decision
+        books = account(self.study, self.records, elapsed=self._clock())
+        counts = {name: sum(r.status != "infeasible" for r in mine) for name, mine in at.items()}
+        room = [
+            rung
+            for rung, planned in zip(self.study.rungs, planned_trials(self.study), strict=True)
+            if counts[rung.name] < planned
+            and books.affords(rung, seeds=len(rung.first_seeds), top=rung == self.study.rungs[-1])
+        ]
+        advice = self._sampler.advise(
+            starts=[rung.name for rung in room if rung == first],
+            climbs=[rung.name for rung in room if rung != first],
+            remaining=books.left_gpu_hours * 3600,
+        )
+        if advice is None:
+            return decision
+        if advice.parent is None:
+            return Ask(rung=self.study.rung(advice.rung))
+        parent = next(r for r in at[advice.parent[0]] if r.spec.number == advice.parent[1])
+        return Promote(rung=self.study.rung(advice.rung), parent=parent)
 
     def _ask(self, rung: Rung) -> TrialSpec:
         """The control first, then the known good points, then whatever the sampler wants to know."""

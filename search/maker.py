@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -49,6 +49,10 @@ class Maker(Protocol):
     def space(self) -> Space:
         """What is searched."""
 
+    @property
+    def forecast(self) -> Callable[[Mapping[str, Scalar]], float] | None:
+        """Artifact bytes of a point, in milliseconds; None where only a run can tell."""
+
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
         """The trial of a point at a rung; `seed` is its first."""
 
@@ -79,6 +83,19 @@ class ScriptMaker:
     study: str
     space: Space
     datasets: Mapping[str, Dataset]  # by the name the `data` knob has for them
+
+    @property
+    def forecast(self) -> Callable[[Mapping[str, Scalar]], float]:
+        """The size estimate, with the code bytes of the control's script: others differ by some tens of bytes."""
+        vocab_size = next(iter(self.datasets.values())).manifest.vocab_size
+        code_bytes = len(bundle(self.space.build(self.space.control, vocab_size=vocab_size)))
+
+        def artifact_bytes(params: Mapping[str, Scalar]) -> float:
+            dataset = self.datasets[str(params.get(DATA_KNOB, next(iter(self.datasets))))]
+            config = self.space.build(params, vocab_size=dataset.manifest.vocab_size)
+            return float(estimate_model_bytes(config).model_bytes + code_bytes)
+
+        return artifact_bytes
 
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
         """Build the configuration, bundle its script, forecast its bytes."""

@@ -90,6 +90,13 @@ class SimulatedMaker:
     world: World
     space: Space
 
+    @property
+    def forecast(self) -> Callable[[Mapping[str, Scalar]], float] | None:
+        """`predict_bytes`, or the named space's estimate."""
+        if self.world.predict_bytes is not None or self.world.space is not None:
+            return self.world.predict_bytes
+        return lambda params: CODE_BYTES + estimate_model_bytes(self.space.build(params)).model_bytes
+
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
         """The trial; its forecast is `predict_bytes`, or that of a named space's configuration."""
         config = rung.apply(self.space.build(params), seed)

@@ -89,7 +89,13 @@ class Surrogate:
         self._reader = Reader(self.encoder)
         self._layout = _layout(self.encoder, self.levels)
         self._bytes = ByteModel(self.encoder, self._layout, cap_bytes=cap_bytes, forecast=forecast, seed=seed)
+        self._guess: Array | None = None
         self.fitted: Fitted | None = None
+
+    @property
+    def num_hyperparameters(self) -> int:
+        """Length of `Fitted.theta`."""
+        return len(self._layout.prior()[0])
 
     def propose(
         self,
@@ -118,7 +124,11 @@ class Surrogate:
             return self._first_design(history, level=min(starts)) if starts else None
         model = self._model(history)
         due = self._due(history, options, remaining)
-        up = self._best_option(model, history, [o for o in options if due in (None, o[1])])
+        if due is not None:
+            options = [o for o in options if o[1] == due]
+            guess = row_key(self._first_guess())
+            options = [o for o in options if row_key(history.units[o[0]]) == guess] or options
+        up = self._best_option(model, history, options)
         if not starts or (due is not None and up is not None):
             return up
         new = self._best_new(model, history, starts)
@@ -132,15 +142,36 @@ class Surrogate:
         return [float(v) for v in values + self._bytes.log_fits(units, history)]
 
     def _first_design(self, history: History, *, level: int) -> Proposal:
-        """A point far from everything so far; every second one shares about half its values with the first known."""
+        """The middle of every range, or what fits near it; then points far from everything so far.
+
+        Of every three of these one is random and two share about half their values with the first known point (the
+        control) and with that guess: whoever set the ranges has usually put them around something that works.
+        """
+        guess = self._first_guess()
+        size = self._bytes.exact(guess)
+        known = {row_key(row) for row in history.units}
+        if row_key(guess) not in known and (size is None or size <= self._cap):
+            return Proposal(params=self.encoder.values(guess), level=level)
         draws = random_points(self.encoder, 64, self._rng)
-        if len(history) % 2:
-            keep = self._rng.random(draws.shape) < 0.5
-            draws = self.encoder.snap(np.where(keep & ~np.isnan(history.units[0]), history.units[0], draws))
+        partner = (None, history.units[:1], guess[None])[len(history) % 3]
+        if partner is not None and len(partner):
+            keep = (self._rng.random(draws.shape) < 0.5) & ~np.isnan(partner)
+            draws = self.encoder.snap(np.where(keep, partner, draws))
         score = np.log(farthest(self.encoder, draws, history.units) + 1e-9)
         score += self._bytes.log_fits(draws, history)
-        chosen = self._first_that_fits(draws, score)
-        return Proposal(params=self.encoder.values(chosen), level=level)
+        return Proposal(params=self.encoder.values(self._first_that_fits(draws, score)), level=level)
+
+    def _first_guess(self) -> Array:
+        """Units of the middle of every range, or of a point near it that fits: likely good, so the first to go up."""
+        if self._guess is None:
+            middle = np.full(len(self.encoder.params), 0.5)
+            rng = np.random.default_rng([self._seed, 2])
+            width = np.repeat([0.0, 0.08, 0.16], [1, MAX_CHECKS, MAX_CHECKS])[:, None]
+            near = self.encoder.snap(middle + width * rng.standard_normal((len(width), len(middle))))
+            sizes = (self._bytes.exact(row) for row in near)
+            fits = (row for row, size in zip(near, sizes, strict=True) if size is None or size <= self._cap)
+            self._guess = next(fits, near[0])
+        return self._guess
 
     def _due(self, history: History, options: Sequence[tuple[int, int]], remaining: float) -> int | None:
         """The rung whose turn it is, whatever else promises: the highest one that has had less than its share."""
@@ -301,10 +332,10 @@ def _layout(encoder: Encoder, levels: Sequence[Level]) -> Layout:
 
 
 def _options(history: History, top: int) -> list[tuple[int, int]]:
-    """(observation, level) of every way up: from a configuration's highest run, when that has ended well."""
+    """(observation, next level) of every way up: from a configuration's highest run, when that has ended well."""
     highest: dict[int, int] = {}
     for i, config in enumerate(history.configs):
         if int(config) not in highest or history.levels[i] > history.levels[highest[int(config)]]:
             highest[int(config)] = i
     ended_well = [i for i in highest.values() if history.scored[i] and history.feasible[i]]
-    return [(i, level) for i in ended_well for level in range(int(history.levels[i]) + 1, top + 1)]
+    return [(i, int(history.levels[i]) + 1) for i in ended_well if history.levels[i] < top]

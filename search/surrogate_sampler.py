@@ -71,7 +71,7 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
         self._studies[rung] = study
         study.sampler = self
         kept = study.user_attrs.get(FITTED_ATTR)
-        if kept:
+        if kept and len(kept[1]) == self._model.num_hyperparameters:
             self._model.fitted = Fitted(num_results=int(kept[0]), theta=tuple(float(t) for t in kept[1]))
 
     def _propose(self, runs: Sequence[Observation], **options: Any) -> Proposal | None:

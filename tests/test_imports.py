@@ -34,7 +34,6 @@ THIRD_PARTY = {  # what each package may import besides the standard library, an
 }
 ONLY_IN = {  # third-party package -> the modules that may import it
     "optuna": {"search.sampler", "search.surrogate_sampler"},
-    "scipy": {"search.gaussian_process", "search.surrogate", "search.byte_model"},
     "sqlalchemy": {"search.sampler"},  # Optuna's storages raise its errors
     "ray": {"search.ray_engine"},
     "plotly": {"search.plot"},

@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--problems", default="smooth,rugged")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--units", type=float, default=64.0, help="budget in full runs")
     parser.add_argument("--ours-units", type=float, default=0.0, help="stop ours earlier; 0 is the same budget")
     parser.add_argument("--workers", type=int, default=2)
@@ -185,7 +186,7 @@ def main() -> None:
         optima = dict(zip(problems, pool.map(best_known, map(load_problem, problems)), strict=True))
         todo = [
             (p, m, s, args.ours_units if m.startswith("ours") and args.ours_units else args.units, optima[p])
-            for p in problems for m in methods for s in range(args.seeds)
+            for p in problems for m in methods for s in range(args.first_seed, args.first_seed + args.seeds)
         ]  # fmt: skip
         for run in pool.map(run_one, todo):
             runs.append(run)

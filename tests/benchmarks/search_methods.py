@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from search.history import Level, Observation
-from search.sampler import _distribution, _suggest
+from search.sampler import _distribution
 from search.surrogate import Surrogate
 from space.params import Scalar, Space
 
@@ -196,7 +196,7 @@ class Tpe:
             params: dict[str, Scalar] = {}
             for param in self.problem.space.params:
                 if param.active(params):
-                    params[param.name] = _suggest(trial, param)
+                    params[param.name] = trial._suggest(param.name, _distribution(param))
             if self.problem.fits(params):
                 break
             trial.set_constraint("bytes", self.problem.predict_bytes(params) / self.problem.cap_bytes - 1)
@@ -261,9 +261,6 @@ class Ours:
     starts: tuple[int, ...] = (0,)
 
     def __init__(self, problem: Problem, seed: int, units: float) -> None:
-        import search.surrogate
-
-        search.surrogate.SHARE = 0.4
         self.problem, self.history, self.jobs = problem, [], []  # type: ignore[var-annotated]
         levels = [Level(cost=problem.unit * f, compute=f) for f in self.fidelities]
         self.model = Surrogate(
@@ -295,22 +292,6 @@ class Ours:
         )
 
 
-class Share45(Ours):
-    def __init__(self, problem, seed, units):
-        super().__init__(problem, seed, units)
-        import search.surrogate
-
-        search.surrogate.SHARE = 0.45
-
-
-class Share60(Ours):
-    def __init__(self, problem, seed, units):
-        super().__init__(problem, seed, units)
-        import search.surrogate
-
-        search.surrogate.SHARE = 0.6
-
-
 class OursAnywhere(Ours):
     """New configurations may also start at full."""
 
@@ -338,10 +319,7 @@ METHODS: dict[str, type] = {
     "sha": Halving,
     "asha": Asha,
     "ours": Ours,
-    "ours45": Share45,
-    "ours60": Share60,
     "ours-any": OursAnywhere,
     "ours-full": OursFullOnly,
     "ours-3": OursThreeRungs,
 }
-_ = field
