@@ -84,7 +84,7 @@ def leaky(params, *, rung: str, fidelity: float, seed: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("word", ["accepted", "rejected"])
 def test_a_score_too_good_to_believe_stops_the_study_until_somebody_says_so(tmp_path, word: str) -> None:
-    study = replace(STUDY, rungs=(replace(STUDY.rungs[0], trials=24), STUDY.rungs[1]))
+    study = replace(STUDY, sampler="tpe", rungs=(replace(STUDY.rungs[0], trials=24), STUDY.rungs[1]))
     with pytest.raises(
         ValueError, match=r"proxy/\d+ is suspicious: val_bpb 0\.3000 is below 0\.9 of .*--accept proxy/"
     ):

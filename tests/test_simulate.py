@@ -111,7 +111,7 @@ def test_a_run_over_its_timeout_is_stopped_there() -> None:
 
 
 def test_what_is_forecast_over_the_cap_costs_no_simulated_second() -> None:
-    capped = replace(STUDY, caps=Caps(artifact_bytes=9_000_000))
+    capped = replace(STUDY, caps=Caps(artifact_bytes=9_000_000), sampler="tpe")  # the surrogate would ask none
     trace = simulate(capped, evaluate, SPACE, predict_bytes=lambda params: 1e6 * params["depth"])
     refused = [r for r in trace.records if r.status == "infeasible"]
     assert refused
