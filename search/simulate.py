@@ -95,7 +95,7 @@ class SimulatedMaker:
         """`predict_bytes`, or the named space's estimate."""
         if self.world.predict_bytes is not None or self.world.space is not None:
             return self.world.predict_bytes
-        return lambda params: CODE_BYTES + estimate_model_bytes(self.space.build(params)).model_bytes
+        return lambda params: _code_bytes() + estimate_model_bytes(self.space.build(params)).model_bytes
 
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
         """The trial; its forecast is `predict_bytes`, or that of a named space's configuration."""
