@@ -101,8 +101,8 @@ class Sampler:
         self._surrogate = self._open_surrogate(forecast)
 
     def _open_surrogate(self, forecast: Forecast | None) -> SurrogateSampler | None:
-        """One model for all rungs, where the study wants it."""
-        if self._study.sampler != "surrogate":
+        """One model for all rungs, where the study wants it. It seeks the best score under one cap, so no front."""
+        if self._study.sampler != "surrogate" or self._study.question == "front":
             return None
         rungs = modelled_rungs(self._study)
         surrogate = SurrogateSampler(

@@ -94,7 +94,7 @@ class StudyConfig:
     caps: Caps = field(default_factory=Caps)
     question: Literal["best", "front"] = "best"
     engine: EngineName = "ray"
-    sampler: SamplerName = "surrogate"  # tests/benchmarks/bench_search.py compares them
+    sampler: SamplerName = "surrogate"  # compared by tests/benchmarks/bench_search.py; a front is searched by TPE
     seed: int = 0  # of the sampler; never of a run
     control: bool = True  # run the space's control first and carry it to the top rung
     control_seeds: int = 1  # runs of the control at the first rung, for a noise floor; seeds from a fixed list

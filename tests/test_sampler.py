@@ -123,6 +123,15 @@ def test_advice_climbs_with_what_both_rungs_have_shown(tmp_path: Path) -> None:
     assert third.parent != advice.parent
 
 
+def test_a_front_is_left_to_tpe(tmp_path: Path) -> None:
+    """The model seeks one cap's best; two objectives are asked and told as ever."""
+    sampler = Sampler(make_study(tmp_path, "surrogate", question="front"), SPACE, forecast=size_of)
+    for _ in range(12):
+        number, params = sampler.ask("proxy")
+        sampler.tell(record("proxy", number, params))
+    assert sampler.advise(starts=("proxy",), climbs=()) is None
+
+
 def test_other_samplers_have_no_opinion_on_rungs(tmp_path: Path) -> None:
     assert Sampler(make_study(tmp_path, "tpe"), SPACE).advise(starts=("proxy",), climbs=()) is None
 
