@@ -11,7 +11,6 @@ failure; PRUNED with a constraint is how TPE learns from what never ran.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import sqlite3
