@@ -11,7 +11,6 @@ failure; PRUNED with a constraint is how TPE learns from what never ran.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import sqlite3
@@ -150,7 +149,7 @@ class Sampler:
             ghost = None
         if ghost is None:
             study.add_trial(create_trial(state=TrialState.RUNNING))
-        trial = copy.deepcopy(study.get_trials(deepcopy=False)[-1 if ghost is None else ghost])
+        trial = study.get_trials(deepcopy=False)[-1 if ghost is None else ghost]
         sampler = self._sampler(trial.number)
         relative = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
         values: dict[str, Scalar] = {}
