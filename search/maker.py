@@ -99,19 +99,6 @@ class ScriptMaker:
 
         return artifact_bytes
 
-    @property
-    def forecast(self) -> Callable[[Mapping[str, Scalar]], float]:
-        """The size estimate, with the code bytes of the control's script: others differ by some tens of bytes."""
-        vocab_size = next(iter(self.datasets.values())).manifest.vocab_size
-        code_bytes = len(bundle(self.space.build(self.space.control, vocab_size=vocab_size)))
-
-        def artifact_bytes(params: Mapping[str, Scalar]) -> float:
-            dataset = self.datasets[str(params.get(DATA_KNOB, next(iter(self.datasets))))]
-            config = self.space.build(params, vocab_size=dataset.manifest.vocab_size)
-            return float(estimate_model_bytes(config).model_bytes + code_bytes)
-
-        return artifact_bytes
-
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
         """Build the configuration, bundle its script, forecast its bytes."""
         dataset = self.datasets[str(params.get(DATA_KNOB, next(iter(self.datasets))))]

@@ -104,13 +104,6 @@ class SimulatedMaker:
 
         return artifact_bytes
 
-    @property
-    def forecast(self) -> Callable[[Mapping[str, Scalar]], float] | None:
-        """`predict_bytes`, or the named space's estimate."""
-        if self.world.predict_bytes is not None or self.world.space is not None:
-            return self.world.predict_bytes
-        return lambda params: _code_bytes() + estimate_model_bytes(self.space.build(params)).model_bytes
-
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
         """The trial; its forecast is `predict_bytes`, or that of a named space's configuration."""
         config = at_cap(rung.apply(self.space.build(params), seed), params, self.cap_bytes)

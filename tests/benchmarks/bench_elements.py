@@ -156,7 +156,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--only", nargs="+", help="elements by name; the control always runs")
-    parser.add_argument("--report", action="store_true", help="run nothing, print the elements whose runs are all there")
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing, print the elements whose runs are all there"
+    )
     options = parser.parse_args()
     names = ["control", *(options.only or [name for name in ELEMENTS if name != "control"])]
 
