@@ -104,6 +104,8 @@ class ScriptMaker:
         dataset = self.datasets[str(params.get(DATA_KNOB, next(iter(self.datasets))))]
         config = rung.apply(self.space.build(params, vocab_size=dataset.manifest.vocab_size), seed)
         config = at_cap(config, params, self.cap_bytes)
+        targets = tuple(int(share * self.cap_bytes) for share in rung.curve)
+        config = replace(config, quant=replace(config.quant, curve_bytes=targets))
         script = bundle(config)
         estimate = estimate_model_bytes(config, code_bytes=len(script))
         return Made(

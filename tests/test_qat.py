@@ -58,6 +58,7 @@ def test_gradients_are_those_at_the_rounded_weights() -> None:
         assert torch.equal(parameter.grad, twin.get_parameter(name).grad), name
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.13's own doing
 def test_switching_on_changes_the_loss_of_the_same_compiled_graph() -> None:
     """No second compilation, and the switch is not folded away: the record scripts' late QAT was."""
     model = trained_looking()

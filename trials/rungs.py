@@ -32,6 +32,7 @@ class Rung:
     processes: int = 1  # torchrun ranks; above 1 the trial is a gang on one node
     batch_tokens: int = 0  # overrides the configuration's batch when above 0
     val_tokens: int = 0  # scores only so many leading validation tokens when above 0
+    curve: tuple[float, ...] = ()  # shares of the cap at which each checkpoint is packed and scored too
     timeout_seconds: float = 0.0  # per seed, everything included; 0 picks one from the budget
 
     def __post_init__(self) -> None:
@@ -51,6 +52,8 @@ class Rung:
             raise ValueError(f"trials and min_promote must be at least 0, got {self.trials} and {self.min_promote}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be distinct and not empty, got {self.seeds}")
+        if not all(0 < share <= 1 for share in self.curve):
+            raise ValueError(f"curve holds shares of the cap, in (0, 1], got {self.curve}")
         if self.cpus < 0 or self.gpus < 0 or self.processes < 1:
             raise ValueError(
                 f"resources must not be negative, got {self.cpus} cpus, {self.gpus} gpus, {self.processes} processes"
