@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pgolf_model.config import ModelConfig
 from pgolf_model.kernels import DocumentMask, attention
-from pgolf_model.layers import rms_norm, rotate_halves
+from pgolf_model.layers import is_by_hand, pair_rows, rms_norm, rotate_halves, split_norm_turn
 
 
 @dataclass(kw_only=True)
@@ -59,10 +59,20 @@ class SelfAttention(nn.Module):
         config = self.config
         heads = (*x_BTD.shape[:2], -1, config.head_dim)
         cos_T1R, sin_T1R = inputs.cos_T1R, inputs.sin_T1R
-        q_BTHK = rotate_halves(rms_norm(F.linear(x_BTD, self.q).view(heads)), cos_T1R, sin_T1R)
-        k_BTGK = rotate_halves(rms_norm(F.linear(x_BTD, self.k).view(heads)), cos_T1R, sin_T1R)
-        v_BTGK = self.values(x_BTD, inputs).view(heads)
-        y_BTHK = attention(q_BTHK * self.q_gain.to(q_BTHK.dtype)[:, None], k_BTGK, v_BTGK, inputs.mask)
+        if is_by_hand(x_BTD):
+            num_turned, num_pairs = config.num_heads + config.num_kv_heads, cos_T1R.shape[-1]
+            weight_CD = torch.cat((self.q, self.k, self.v))
+            weight_CD = pair_rows(weight_CD, head_dim=config.head_dim, num_heads=num_turned, num_pairs=num_pairs)
+            qkv_BTMK = F.linear(x_BTD, weight_CD).view(heads)
+            turns_T1R = torch.complex(cos_T1R, -sin_T1R)
+            q_BTHK, k_BTGK, v_BTGK = split_norm_turn(qkv_BTMK, turns_T1R, self.q_gain, config.num_kv_heads)
+        else:
+            q_BTHK = rotate_halves(rms_norm(F.linear(x_BTD, self.q).view(heads)), cos_T1R, sin_T1R)
+            q_BTHK = q_BTHK * self.q_gain.to(q_BTHK.dtype)[:, None]
+            k_BTGK = rotate_halves(rms_norm(F.linear(x_BTD, self.k).view(heads)), cos_T1R, sin_T1R)
+            v_BTGK = F.linear(x_BTD, self.v).view(heads)
+        v_BTGK = self.values(v_BTGK.flatten(2), inputs).view(heads)
+        y_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, inputs.mask)
         if self.is_exclusive:
             y_BTHK = exclude_own_value(y_BTHK, v_BTGK)
         if config.attn_gate != "none":
@@ -71,9 +81,8 @@ class SelfAttention(nn.Module):
         y_BTD = y_BTHK.flatten(2)
         return F.linear(rms_norm(y_BTD) if config.out_norm else y_BTD, out_scale_D[:, None] * self.out)
 
-    def values(self, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
+    def values(self, v_BTC: Tensor, inputs: AttentionInputs) -> Tensor:
         """(B, T, C): v x, plus the token's value embedding, blended with the first block's values."""
-        v_BTC = F.linear(x_BTD, self.v)
         if self.embeds_values:
             assert inputs.value_embed_BTC is not None
             v_BTC = torch.addcmul(v_BTC, self.value_embed_scale.to(v_BTC.dtype), inputs.value_embed_BTC)

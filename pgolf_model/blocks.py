@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pgolf_model.attention import AttentionInputs, SelfAttention
 from pgolf_model.config import ModelConfig
-from pgolf_model.layers import rms_norm
+from pgolf_model.layers import relu_squared, rms_norm
 
 
 class MLP(nn.Module):
@@ -37,7 +37,7 @@ class MLP(nn.Module):
         config = self.config
         hidden_BTF = F.linear(x_BTD, self.up)
         if config.activation == "relu2":
-            hidden_BTF = F.relu(hidden_BTF).square()
+            hidden_BTF = relu_squared(hidden_BTF)
         elif config.activation == "leaky_relu2":
             hidden_BTF = F.leaky_relu(hidden_BTF, 0.5).square()
         else:
@@ -71,8 +71,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x_BTD: Tensor, x0_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
         """One stream; x0_BTD is the normalised embedding. Side by side (as in GPT-J), both read the same input."""
         x_BTD = self.mix(x_BTD, x0_BTD)
-        attended_BTD = x_BTD + self.attend(x_BTD, inputs)
-        return attended_BTD + self.transform(x_BTD if self.is_parallel else attended_BTD)
+        attended_BTD = self.attend(x_BTD, inputs).add_(x_BTD)  # in place: the product's output is still in the cache
+        return self.transform(x_BTD if self.is_parallel else attended_BTD).add_(attended_BTD)
 
     def two_streams(
         self,
@@ -103,7 +103,8 @@ class TransformerBlock(nn.Module):
         if not self.config.resid_mix:
             return x_BTD
         keep_D, embed_D = self.resid_mix.to(x_BTD.dtype)
-        return torch.addcmul(keep_D * x_BTD, embed_D, x0_BTD)
+        kept_BTD: Tensor = keep_D * x_BTD
+        return kept_BTD.addcmul_(embed_D, x0_BTD)
 
     def attend(self, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
         """What attention adds."""

@@ -49,7 +49,7 @@ def batches_of(count: int, sequences: int = 2, length: int = 12, vocab: int = 31
 def naive_moments(
     model: GPT, batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Tensor]:
-    """x x^T one input vector at a time, of whatever reaches `F.linear` with a multiple of the weight's rows.
+    """x x^T one input vector at a time, of whatever reaches `F.linear` with multiples of all the weight's rows.
 
     The weight is found by comparing numbers, not by following it.
     """
@@ -59,9 +59,9 @@ def naive_moments(
 
     def spy(inputs: Tensor, weight: Tensor) -> Tensor:
         for name, matrix in matrices.items():
-            if weight.shape == matrix.shape:
-                ratio = weight.detach() / matrix
-                if torch.allclose(ratio, ratio[:, :1], rtol=1e-3):  # rows scaled, or all of it
+            if weight.shape[1] == matrix.shape[1]:  # rows may be scaled, joined with others and in another order
+                cosines = F.normalize(matrix, dim=1) @ F.normalize(weight.detach(), dim=1).T
+                if (cosines.abs().amax(1) > 1 - 1e-5).all():
                     for x in inputs.detach().reshape(-1, inputs.shape[-1]).double():
                         sums[name] += torch.outer(x, x)
         return real(inputs, weight)

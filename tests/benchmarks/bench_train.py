@@ -1,10 +1,12 @@
-"""Training speed against a plain trainer, side by side: tokens per second, MFU, milliseconds per step, peak memory.
+"""Training speed against plain trainers, side by side: tokens per second, MFU, milliseconds per step, peak memory.
 
-    python tests/benchmarks/bench_train.py [--only NAME ...] [--repeats N] [--threads N] [--profile]
+    python tests/benchmarks/bench_train.py [--only NAME ...] [--reference unfused|sdpa] [--repeats N] [--threads N]
+        [--memory] [--profile]
 
-Both trainers start from the same weights, see the same batch and must agree on the losses of the first three steps.
-Repetitions alternate between them; reported are the median and the quartiles. On a CPU the ratio is given in seconds of
-processor time too: other people's load on a shared machine counts less there. Memory comes from a process of its own.
+All trainers start from the same weights, see the same batch and must agree on the losses of the first three steps.
+Repetitions go round between them; a ratio is the median over the rounds, with quartiles, by wall time and by seconds of
+processor time: other people's load on a shared machine counts less in those. With --memory each trainer's comes from a
+process of its own. Without --reference there is one column for either (see `plain_trainer.py`).
 MFU: matrix products of one step (6 per weight and token, causal attention) over what the largest products reach here.
 """
 
@@ -16,12 +18,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from plain_trainer import PlainTrainer
+from plain_trainer import REFERENCES, PlainTrainer, is_baseline
 from torch import Tensor
 
 from pgolf_model.config import ModelConfig, TrainConfig
@@ -43,21 +47,26 @@ class Size:
     model: ModelConfig
     train: TrainConfig
     device: str = "cpu"
+    repeats: int = 9
 
 
+FRONTIER = preset("frontier_2026_04_27")
+# The larger CPU sizes have few tokens, so that a step stays under four seconds on one core: Muon's share is then high.
 SIZES = {
     "tiny": Size(model=preset("tiny").model, train=CPU_RECIPE),
-    "d256x6": Size(model=ModelConfig(num_layers=6, model_dim=256), train=CPU_RECIPE),
-    "d512x9": Size(model=ModelConfig(), train=replace(CPU_RECIPE, seq_len=512, batch_tokens=2048)),
+    "d256x6": Size(
+        model=ModelConfig(num_layers=6, model_dim=256), train=replace(CPU_RECIPE, batch_tokens=2048), repeats=5
+    ),
+    "d512x9": Size(model=ModelConfig(), train=replace(CPU_RECIPE, seq_len=512, batch_tokens=1024), repeats=5),
     "cuda_baseline": Size(model=ModelConfig(), train=TrainConfig(), device="cuda:0"),
-    "cuda_frontier": Size(model=preset("loop_demo").model, train=preset("loop_demo").train, device="cuda:0"),
+    "cuda_frontier": Size(model=FRONTIER.model, train=FRONTIER.train, device="cuda:0"),
 }
 
 Step = Callable[[], Tensor]
 
 
-def make_steps(size: Size) -> dict[str, Step]:
-    """What one call of each trainer does: a whole optimizer step on the same batch."""
+def make_steps(size: Size, references: Sequence[str] = REFERENCES) -> dict[str, Step]:
+    """What one call of each trainer does: a whole optimizer step on the same batch. Ours is first."""
     env = DistEnv(device=size.device)
     recipe = size.train
     model = build_model(size.model, seed=0)
@@ -70,14 +79,15 @@ def make_steps(size: Size) -> dict[str, Step]:
     shape = (recipe.batch_tokens // recipe.seq_len, recipe.seq_len + 1)
     ids = torch.randint(size.model.vocab_size, shape, generator=generator).to(size.device)
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    plain = PlainTrainer(size.model, recipe, weights, size.device)
+    known = [name for name in references if name == "sdpa" or is_baseline(size.model)]
+    plain = {name: PlainTrainer(size.model, recipe, weights, size.device, name) for name in known}
 
     def ours() -> Tensor:
         loss = compute_gradients(model, loss_function, inputs, targets, recipe, env)
         optimizers.step()
         return loss
 
-    return {"ours": ours, "plain": lambda: plain.step(inputs, targets)}
+    return {"ours": ours} | {name: partial(trainer.step, inputs, targets) for name, trainer in plain.items()}
 
 
 def timed(step: Step, device: str) -> tuple[float, float]:
@@ -119,7 +129,7 @@ def print_memory(name: str, variant: str) -> None:
     """The other end of `peak_memory`."""
     size = SIZES[name]
     before = memory_kib("VmRSS")
-    step = make_steps(size)[variant]
+    step = make_steps(size, [name for name in REFERENCES if name == variant])[variant]
     for _ in range(3):
         step()
     print(torch.cuda.max_memory_allocated() / 1e6 if size.device != "cpu" else (memory_kib("VmHWM") - before) / 1e3)
@@ -131,37 +141,43 @@ def memory_kib(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def measure(name: str, repeats: int, threads: int) -> dict[str, object]:
-    """One row of the table for each trainer, and how many times as fast ours is."""
+def quartiles(values: list[float]) -> list[float]:
+    """Lower quartile, median, upper quartile."""
+    return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def measure(name: str, references: Sequence[str], *, repeats: int, threads: int, memory: bool) -> dict[str, object]:
+    """One row of the table for each trainer, and how many times as fast ours is; needs two repeats."""
     size = SIZES[name]
-    steps = make_steps(size)
+    steps = make_steps(size, references)
     losses = {variant: [round(float(step()), 4) for _ in range(3)] for variant, step in steps.items()}
-    apart = max(abs(one - other) for one, other in zip(*losses.values(), strict=True))
+    apart = max(max(at_step) - min(at_step) for at_step in zip(*losses.values(), strict=True))
     assert apart < 0.02, f"{name}: the trainers disagree on the first losses: {losses}"
-    pairs = [{variant: timed(step, size.device) for variant, step in steps.items()} for _ in range(repeats)]
-    seconds = {variant: [pair[variant][0] for pair in pairs] for variant in steps}
+    rounds = [{variant: timed(step, size.device) for variant, step in steps.items()} for _ in range(repeats)]
     flops, peak = flops_per_step(size.model, size.train), peak_flops(size.device)
-    ratios, busy_ratios = ([pair["plain"][i] / pair["ours"][i] for pair in pairs] for i in (0, 1))
-    row: dict[str, object] = {"size": name, "num_params": num_params(size.model), "n": repeats}
-    row |= {"batch_tokens": size.train.batch_tokens, "peak_flops": peak, "speedup": statistics.median(ratios)}
-    row |= {"speedup_quartiles": statistics.quantiles(ratios, n=4)[::2], "busy_speedup": statistics.median(busy_ratios)}
-    print(f"{name}: {num_params(size.model):,} parameters, {size.train.batch_tokens:,} tokens per step, n = {repeats}")
-    for variant, times in seconds.items():
-        low, median, high = statistics.quantiles(times, n=4)
-        row[variant] = facts = {
-            "ms_per_step": median * 1e3,
-            "ms_quartiles": [low * 1e3, high * 1e3],
-            "tokens_per_second": size.train.batch_tokens / median,
-            "mfu": flops / median / peak,
-            "peak_memory_mb": peak_memory(name, variant, threads),
-        }
-        print(
-            f"  {variant:5} {median * 1e3:9.1f} ms [{low * 1e3:.1f}, {high * 1e3:.1f}] "
-            f"{facts['tokens_per_second']:11,.0f} tok/s  mfu {facts['mfu']:5.1%}  {facts['peak_memory_mb']:7,.0f} MB"
-        )
-    low, median, high = statistics.quantiles(ratios, n=4)
-    busy = row["busy_speedup"]
-    print(f"  ours is {median:.2f} [{low:.2f}, {high:.2f}] times as fast, {busy:.2f} by processor time", flush=True)
+    tokens, weights = size.train.batch_tokens, num_params(size.model)
+    row: dict[str, object] = {"size": name, "num_params": weights, "n": repeats, "batch_tokens": tokens}
+    row["peak_flops"] = peak
+    print(
+        f"{name}: {weights:,} parameters, {tokens:,} tokens per step, n = {repeats}, {peak / 1e9:,.0f} GFLOP/s at best"
+    )
+    for variant in steps:
+        low, median, high = quartiles([times[variant][0] for times in rounds])
+        busy = statistics.median(times[variant][1] for times in rounds)
+        facts: dict[str, object] = {"ms_per_step": median * 1e3, "ms_quartiles": [low * 1e3, high * 1e3]}
+        facts |= {"busy_ms": busy * 1e3, "tokens_per_second": tokens / median, "mfu": flops / median / peak}
+        line = f"  {variant:8}{median * 1e3:9.1f} ms [{low * 1e3:.1f}, {high * 1e3:.1f}] {busy * 1e3:9.1f} ms busy"
+        line += f"{tokens / median:12,.0f} tok/s  mfu {flops / median / peak:5.1%}"
+        if memory:
+            facts["peak_memory_mb"] = peak_memory(name, variant, threads)
+            line += f"  {facts['peak_memory_mb']:7,.0f} MB"
+        for key, i in (("speedup", 0), ("busy_speedup", 1)):
+            low, median, high = quartiles([times[variant][i] / times["ours"][i] for times in rounds])
+            facts |= {key: median, f"{key}_quartiles": [low, high]}
+            if variant != "ours":
+                line += f"  {'wall' if i == 0 else 'busy'} x {median:.2f} [{low:.2f}, {high:.2f}]"
+        row[variant] = facts
+        print(line, flush=True)
     return row
 
 
@@ -180,29 +196,36 @@ def main() -> None:
     """Print the table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--reference", choices=REFERENCES, help="default: all")
+    parser.add_argument("--repeats", type=int, help="two or more; default: 9, of the larger CPU sizes 5")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--memory-of", nargs=2, metavar=("SIZE", "TRAINER"))
+    parser.add_argument("--memory-of", nargs=2, metavar=("SIZE", "TRAINER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of:
         print_memory(*options.memory_of)
         return
-    results = []
+    references = [options.reference] if options.reference else REFERENCES
+    rows: list[dict[str, Any]] = []
     for name in options.only:
         if SIZES[name].device != "cpu" and not torch.cuda.is_available():
             print(f"{name}: skipped, there is no CUDA device")
         elif options.profile:
             print_profile(name)
         else:
-            results.append(measure(name, options.repeats, options.threads))
-    if results:
-        speedup = statistics.median(float(str(row["speedup"])) for row in results)
-        print(f"median over sizes: {speedup:.2f} times as fast")
+            repeats = options.repeats or SIZES[name].repeats
+            rows.append(measure(name, references, repeats=repeats, threads=options.threads, memory=options.memory))
+    if rows:
         cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        facts = {"threads": options.threads, "torch": torch.__version__, "cuda": cuda, "median_speedup": speedup}
-        print(json.dumps({"rows": results} | facts))
+        medians = {
+            name: statistics.median(row[name]["speedup"] for row in rows if name in row)
+            for name in references
+            if any(name in row for row in rows)
+        }
+        facts = {"threads": options.threads, "torch": torch.__version__, "cuda": cuda, "median_speedup": medians}
+        print(json.dumps({"rows": rows} | facts))
 
 
 if __name__ == "__main__":
