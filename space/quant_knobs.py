@@ -28,13 +28,13 @@ CLIP_SIGMAS: dict[int, float] = {2: 1.5, 3: 3.0, 4: 5.0, 5: 8.0, 6: 12.85, 7: 15
 
 QUANTIZATION = "quantization"  # the knob that decides who chooses the bytes
 SOLVED = "solved"
-# What the solver works with: at equal loss 8 states and planned columns need a third fewer bits than plain GPTQ.
+# What the solver works with. At equal divergence from the trained model, with 2.7 bits per weight, 8 states and planned
+# columns needed 0.58 bits per weight less than GPTQ with uniform steps (a 6 x 256 model, one run).
 SOLVER = QuantConfig(
     embed_bits=8,
     attn_bits=(8,),
     mlp_bits=(8,),
     method="gptq",
-    quantizer="trellis8",
     column_plan=True,
     rate_weight=0.1,
 )
@@ -93,8 +93,8 @@ def bit_knobs(scale: Scale) -> KnobGroup:
 
     def fields(values: Values) -> Fields:
         if values[QUANTIZATION] == SOLVED:
-            tokens = {"quant.calibration_tokens": scale.calibration_tokens}
-            return {f"quant.{f.name}": getattr(SOLVER, f.name) for f in dataclass_fields(SOLVER)} | tokens
+            by_scale = {"quant.calibration_tokens": scale.calibration_tokens, "quant.quantizer": scale.quantizer}
+            return {f"quant.{f.name}": getattr(SOLVER, f.name) for f in dataclass_fields(SOLVER)} | by_scale
         clip, embed_bits = number(values, "clip_scale"), whole(values, "embed_bits")
         attn_bits = (whole(values, "attn_bits_early"), whole(values, "attn_bits_late"))
         mlp_bits = (whole(values, "mlp_bits_early"), whole(values, "mlp_bits_late"))

@@ -45,6 +45,7 @@ def challenge_scale() -> Scale:
         bigram_buckets=(0, 1024, 2048, 4096, 8192, 16384),
         table_dims=(64, 128),
         calibration_tokens=131_072,
+        quantizer="trellis8",
         num_layers_baseline=9,
         model_dim_baseline=512,
         fixed=RunConfig(),
@@ -70,7 +71,8 @@ def tiny_scale() -> Scale:
         seq_lens=(256,),
         bigram_buckets=(0, 512, 1024, 2048),
         table_dims=(32, 64),
-        calibration_tokens=16_384,
+        calibration_tokens=8_192,
+        quantizer="trellis4",
         num_layers_baseline=4,
         model_dim_baseline=128,
         fixed=RunConfig(

@@ -22,6 +22,7 @@ name = "mini"
 space = "tiny"
 data = "{data}"
 engine = "{engine}"
+warm_starts = false
 cpus = 2
 [caps]
 artifact_bytes = 600_000
