@@ -141,7 +141,7 @@ def _estimate_bits(target: Tensor, *, states: int, limit: int, rate_weight: floa
     rows, cols = RATE_SAMPLE
     flat = target.flatten()
     cols = min(cols, len(flat))
-    rows = min(rows, len(flat) // cols)
+    rows = min(rows, len(flat) // cols, max(64, len(flat) // (4 * cols)))  # four passes: no more than one over all
     sample = flat[torch.arange(rows * cols, device=flat.device) * (len(flat) // (rows * cols))].view(rows, cols)
     ones, state = torch.ones_like(sample), torch.zeros(rows, dtype=torch.long, device=flat.device)
     price = torch.full_like(sample[:, 0], rate_weight * (1 if states == 1 else 4))
