@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pgolf_model.config import RunConfig
 from search.promote import planned_trials
 from search.race import control_seeds
 from search.study import StudyConfig
+from space.hardware import HARDWARE_FILE, Hardware, load_hardware
+from space.spaces import named_space
+from space.speed import SpeedEstimate, estimate_speed
+from trials.rungs import Rung
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +28,7 @@ class RungPlan:
     train_gpu_hours: float | None  # training alone; None for budgets in steps, whose seconds depend on the machine
     worst_gpu_hours: float  # every run until its timeout
     worst_dollars: float
+    control: SpeedEstimate | None = None  # forecast of the control's run; None where the hardware is unknown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +44,9 @@ class StudyPlan:
     budget: str  # the limits, in words
 
 
-def plan(study: StudyConfig) -> StudyPlan:
+def plan(study: StudyConfig, hardware: Hardware | None = None) -> StudyPlan:
     """The plan of a study; needs no data, no GPU and no Ray."""
+    space = named_space(study.space) if hardware else None
     rungs = []
     for rung, trials in zip(study.rungs, planned_trials(study), strict=True):
         runs = trials * len(rung.seeds)
@@ -60,6 +67,7 @@ def plan(study: StudyConfig) -> StudyPlan:
                 train_gpu_hours=runs * rung.seconds * rung.gpus / 3600 if rung.seconds else None,
                 worst_gpu_hours=worst,
                 worst_dollars=worst * study.dollars_per_gpu_hour,
+                control=rung_speed(rung, space.build(space.control), hardware) if space and hardware else None,
             )
         )
     return StudyPlan(
@@ -71,6 +79,20 @@ def plan(study: StudyConfig) -> StudyPlan:
         worst_dollars=sum(r.worst_dollars for r in rungs),
         budget=describe_limits(study),
     )
+
+
+def known_hardware(study: StudyConfig, named: str | None) -> Hardware | None:
+    """What the study will run on: as named, else what `pgolf doctor` measured for it, else nobody knows."""
+    measured = study.dir / HARDWARE_FILE
+    if named:
+        return load_hardware(named)[0]
+    return load_hardware(str(measured))[0] if measured.is_file() else None
+
+
+def rung_speed(rung: Rung, config: RunConfig, hardware: Hardware) -> SpeedEstimate:
+    """The forecast of a configuration's run at a rung, on its GPUs or its share of one."""
+    share = rung.gpus if 0 < rung.gpus < 1 else 1.0
+    return estimate_speed(rung.apply(config, rung.seeds[0]), hardware, ranks=rung.processes, share=share)
 
 
 def describe_limits(study: StudyConfig) -> str:
@@ -103,4 +125,15 @@ def describe(study: StudyPlan) -> str:
     worst = f"{study.worst_gpu_hours:.1f} GPU-hours, ${study.worst_dollars:.2f}"
     lines.append(f"worst case (every run until its timeout): {worst}")
     lines.append(f"budget: {study.budget}")
+    for r in study.rungs:
+        if r.control:
+            lines.append(f"{r.name:<10}control on {describe_control(r.control)}")
     return "\n".join(lines)
+
+
+def describe_control(speed: SpeedEstimate) -> str:
+    """The forecast of one run in one line."""
+    return (
+        f"{speed.ranks} x {speed.hardware}: {speed.steps:,} steps ({speed.steps_low:,} to {speed.steps_high:,}) of "
+        f"{1e3 * speed.step_seconds:.1f} ms, {speed.peak_memory_bytes / 2**20:,.0f} MiB, {speed.total_seconds:,.0f} s"
+    )

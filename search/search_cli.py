@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--accept", metavar="TRIAL", help="Believe a score that stopped the study, and go on.")
 @click.option("--reject", metavar="TRIAL", help="Count a trial whose score stopped the study as failed, and go on.")
 @click.option("--dry-run", is_flag=True, help="Print rungs, resources and worst-case cost; run nothing.")
+@click.option("--hardware", metavar="NAME|FILE.json", help="With --dry-run: forecast the control's run at every rung.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 def search(
     study: str,
@@ -50,6 +51,7 @@ def search(
     accept: str | None,
     reject: str | None,
     dry_run: bool,
+    hardware: str | None,
     as_json: bool,
 ) -> None:
     """Run STUDY (a TOML file, a built-in name, or a study's folder), or go on where it stopped.
@@ -57,11 +59,11 @@ def search(
     \b
     Example:
       pgolf search demo.toml
-      pgolf search 8xh100.toml --dry-run
+      pgolf search 8xh100.toml --dry-run --hardware h100
       pgolf search 8xh100.toml --simulate surrogate.py --gpus 64
     """
     from search.ledger import give_verdict
-    from search.plan import describe, plan
+    from search.plan import describe, known_hardware, plan
     from search.study import load_study
     from space.plain import to_plain
     from space.spaces import named_space
@@ -80,7 +82,7 @@ def search(
             config = replace(config, name=f"{config.name}-simulated{seed}", seed=seed, folder="", storage="memory")
     if dry_run:
         named_space(config.space)
-        planned = plan(config)
+        planned = plan(config, known_hardware(config, hardware))
         click.echo(json.dumps(to_plain(planned), indent=1) if as_json else describe(planned))
         return
     for trial_id, word in ((accept, "accepted"), (reject, "rejected")):

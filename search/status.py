@@ -43,6 +43,7 @@ class RungStatus:
     best: str | None  # lowest feasible val_bpb at this rung
     best_val_bpb: float | None
     best_artifact_bytes: int | None
+    devices: tuple[str, ...] = ()  # its runs ran on; several make budgets in seconds, and so scores, incomparable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +149,7 @@ def _rung_status(
         best=best_id,
         best_val_bpb=best.val_bpb if best else None,
         best_artifact_bytes=best.artifact_bytes if best else None,
+        devices=tuple(sorted({run.device for r in at if r.result for run in r.result.runs if run.device})),
     )
 
 

@@ -142,6 +142,12 @@ def _print_status(found: StudyStatus) -> None:
     head |= {"budget": found.budget} if "no limit" not in found.budget else {}
     for n in found.noise:
         head[f"noise {n.rung}"] = f"sd {n.sd:.5f} over seeds, {n.degrees_of_freedom} degrees of freedom"
+    for r in found.rungs:
+        if len(r.devices) > 1:
+            head[f"warning {r.rung}"] = (
+                f"ran on {len(r.devices)} kinds of device ({', '.join(r.devices)}): its trials do not compare; "
+                "run the rung, control included, on one kind"
+            )
     for q in found.proxies:
         if q.spearman is not None and q.recall is not None:
             head[f"{q.lower} -> {q.upper}"] = (

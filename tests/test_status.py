@@ -148,3 +148,17 @@ def test_the_noise_floor_and_the_budget_are_shown(tmp_path: Path) -> None:
     assert found.budget.startswith("spent 0.18 GPU-hours ($0.46)")
     assert found.proxies[0].num_pairs == 0
     json.dumps(to_plain(found), allow_nan=False)
+
+
+def test_a_rung_on_two_kinds_of_device_is_warned_about(tmp_path: Path) -> None:
+    """Seconds buy different numbers of steps on them; one kind, and runs from before it was noted, are fine."""
+    study = make_study(tmp_path)
+    add_trial(study, "proxy/0000", complete(1.3, 15_000_000))
+    add_trial(study, "proxy/0001", complete(1.3, 15_000_000, device="NVIDIA H100 80GB HBM3"))
+    assert ask(study).rungs[0].devices == ("NVIDIA H100 80GB HBM3",)
+    calm = CliRunner().invoke(status, [str(study.dir)])
+    assert "do not compare" not in calm.stdout + calm.stderr
+    add_trial(study, "proxy/0002", complete(1.3, 15_000_000, device="NVIDIA H100 PCIe"))
+    found = CliRunner().invoke(status, [str(study.dir)])
+    assert "do not compare" in found.stdout + found.stderr
+    assert "NVIDIA H100 PCIe" in found.stdout + found.stderr

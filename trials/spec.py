@@ -84,6 +84,7 @@ class SeedRun:
     total_seconds: float  # the whole process
     peak_memory_bytes: int
     artifact_sha256: str
+    device: str = ""  # GPU or CPU it ran on; runs on different ones are not compared within a rung
     curve: tuple[tuple[int, float], ...] = ()  # (artifact_bytes, val_bpb) of the same weights packed to other sizes
 
     def __post_init__(self) -> None:

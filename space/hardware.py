@@ -1,0 +1,112 @@
+"""What a run can run on: a GPU class or one machine as a handful of effective rates. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from space.params import look_up
+from space.plain import from_plain
+
+HARDWARE_FILE = "hardware.json"  # what `pgolf doctor` leaves in a study's folder, or where it was called
+TIMED = ("flops_per_second", "attention_flops_per_second", "bytes_per_second", "block_seconds", "step_seconds")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """One GPU, or the CPU cores of one rank, as rates. They are fitted to steps of whole runs, not a data sheet's."""
+
+    name: str
+    flops_per_second: float  # matrix products in the precision that is trained in
+    attention_flops_per_second: float
+    bytes_per_second: float  # of everything that is no product
+    block_seconds: float  # per block and pass, whatever the batch
+    step_seconds: float  # per optimizer step, whatever the model
+    memory_bytes: float
+    is_gpu: bool = True
+    dollars_per_hour: float = 0.0  # of one; 0 for a machine that is there anyway
+    link_bytes_per_second: float = 0.0  # between ranks; 0 is unknown and not counted
+    outside_seconds: float = 0.0  # of a run, neither training nor scoring: starting, compiling, packing
+    process_bytes: float = 0.0  # memory of a process before it holds a model
+    saved_factor: float = 1.0  # activations kept, relative to compiled code in the same precision
+    error: float = 0.5  # 90 % of forecasts of step seconds are within a factor of 1 + error
+    memory_error: float = 0.3  # likewise for memory
+    device: str = ""  # what a run's metrics call it; empty for a class
+    threads: int = 0  # of the CPU, that were calibrated; 0 on a GPU
+    made: str = ""  # how its numbers came about
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Seconds per unit of `Work.counts`."""
+        values = [getattr(self, name) for name in TIMED]
+        return tuple(1 / v if name.endswith("per_second") else v for name, v in zip(TIMED, values, strict=True))
+
+    def with_rates(self, rates: Sequence[float]) -> Hardware:
+        """The same machine with other seconds per unit."""
+        values = [1 / r if name.endswith("per_second") else r for name, r in zip(TIMED, rates, strict=True)]
+        return replace(self, **dict(zip(TIMED, values, strict=True)))  # type: ignore[arg-type]
+
+
+# Fitted to twelve records on 8xH100 SXM, whose attention was FlashAttention-3 in seven of them: 1.6 times as fast as
+# the kernel assumed here, PyTorch's own. tests/test_speed.py holds the rows, the fit and its leave-one-out error.
+# Ours is other code than the records', so the interval is wider than that. Starting, compiling and packing: a guess.
+H100 = Hardware(
+    name="h100",
+    flops_per_second=7.575e14,
+    attention_flops_per_second=1.608e14,
+    bytes_per_second=2.833e12,
+    block_seconds=6.023e-5,
+    step_seconds=5.235e-3,
+    memory_bytes=80e9,
+    dollars_per_hour=2.5,
+    link_bytes_per_second=2.5e11,
+    outside_seconds=240.0,
+    error=0.25,
+    made="fitted to 12 records on 8xH100 SXM (atlas F)",
+)
+
+
+def _scaled(base: Hardware, name: str, factor: float, **changes: float) -> Hardware:
+    """A class of which only an overall speed is known."""
+    scaled = base.with_rates([rate / factor for rate in base.rates])
+    return replace(scaled, name=name, **changes)  # type: ignore[arg-type]
+
+
+HARDWARE = {
+    "h100": H100,
+    "h200": replace(_scaled(H100, "h200", 1.05, memory_bytes=141e9), made="H100 and 5 % (one remark in a record)"),
+    "rtx5090": replace(
+        _scaled(H100, "rtx5090", 0.48, memory_bytes=32e9, error=0.5, dollars_per_hour=0.7),
+        made="H100 scaled to one measured row (159 ms for 131,072 tokens of the baseline)",
+    ),
+    "a100": replace(
+        _scaled(H100, "a100", 0.4, memory_bytes=80e9, error=0.5, dollars_per_hour=1.5),
+        made="H100 scaled by data sheets, never compared with a run",
+    ),
+}
+
+
+def load_hardware(name_or_path: str) -> tuple[Hardware, int]:
+    """(hardware, ranks) of a class ("h100"), a node ("8xh100"), or a file that `pgolf doctor` wrote.
+
+    Raises:
+        ValueError: no such class (suggests the nearest), or a file that holds something else.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}; `pgolf doctor` writes {HARDWARE_FILE}")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not JSON ({error}); make it again with pgolf doctor") from None
+        return from_plain(Hardware, data, where=str(path)), 1
+    match = re.fullmatch(r"(?:(\d+)x)?(.+)", name_or_path.lower())
+    assert match is not None
+    ranks = int(match[1] or 1)
+    if ranks < 1:
+        raise ValueError(f"hardware needs at least one GPU, got {name_or_path!r}")
+    return look_up("hardware", match[2], HARDWARE), ranks
