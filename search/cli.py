@@ -12,6 +12,7 @@ import click
 COMMANDS = {
     "data": ("search.corpus.cli:data", "Build, fetch and check token shards."),
     "size": ("search.size_cli:size", "Predict an artifact's bytes before training."),
+    "doctor": ("search.doctor_cli:doctor", "Check data, environment and this machine's speed before paying."),
     "trial": ("search.search_cli:trial", "Train, pack and score one configuration."),
     "search": ("search.search_cli:search", "Run a study, or go on with one."),
     "ablate": ("search.search_cli:ablate", "Compare one-knob changes with the control on paired seeds."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pgolf_model.config import RunConfig
 from search.promote import planned_trials
@@ -89,10 +89,17 @@ def known_hardware(study: StudyConfig, named: str | None) -> Hardware | None:
     return load_hardware(str(measured))[0] if measured.is_file() else None
 
 
-def rung_speed(rung: Rung, config: RunConfig, hardware: Hardware) -> SpeedEstimate:
-    """The forecast of a configuration's run at a rung, on its GPUs or its share of one."""
+def rung_speed(rung: Rung, config: RunConfig, hardware: Hardware, *, val_tokens: int = 0) -> SpeedEstimate:
+    """The forecast of a configuration's run at a rung, on its GPUs or its share of one.
+
+    Args:
+        val_tokens: of the dataset; 0 takes the challenge's. The rung may score fewer.
+    """
     share = rung.gpus if 0 < rung.gpus < 1 else 1.0
-    return estimate_speed(rung.apply(config, rung.seeds[0]), hardware, ranks=rung.processes, share=share)
+    run = rung.apply(config, rung.seeds[0])
+    if val_tokens and run.eval.max_tokens > val_tokens:
+        run = replace(run, eval=replace(run.eval, max_tokens=0))
+    return estimate_speed(run, hardware, ranks=rung.processes, share=share, val_tokens=val_tokens)
 
 
 def describe_limits(study: StudyConfig) -> str:

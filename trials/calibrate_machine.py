@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgolf_model.config import ModelConfig, RunConfig
+from pgolf_model.config import RunConfig
 from space.hardware import HARDWARE, Hardware
 from space.plain import to_plain
 from space.presets import preset
