@@ -21,14 +21,16 @@ from pgolf_model.allocate import FILL_TOLERANCE, Filled, PlanLine, RateTable, fi
 from pgolf_model.calibrate import Calibration, calibration_loss
 from pgolf_model.config import EvalConfig, RunConfig, code_limit
 from pgolf_model.distributed import DistEnv
-from pgolf_model.gptq import feedback_factor, hessian_error
+from pgolf_model.gptq import feedback_factor, hessian_error, plan_columns
 from pgolf_model.model import GPT
 from pgolf_model.pack import PackCache, pack_model, stream_bytes
 from pgolf_model.quantize import (
     CLIP_FLOOR_SIGMAS,
+    REACH_STEP_SIGMAS,
     PackedTensor,
     QuantizedTensor,
     check_names,
+    column_order,
     dequantize,
     dequantize_state,
     quantize_matrix,
@@ -166,13 +168,20 @@ class QuantBench:
             elif quant.method == "round":
                 column_cost = hessian.diagonal().double().cpu().numpy()
             else:
-                order = hessian.diagonal().argsort(descending=True, stable=True)
-                pivots = feedback_factor(hessian[order][:, order], quant.damping).diagonal().double() ** -2
-                column_cost = torch.empty_like(pivots).index_copy_(0, order, pivots).cpu().numpy()
+                order, gains = hessian.diagonal().argsort(descending=True, stable=True), torch.ones_like(hessian[0])
+                if quant.column_plan:  # without its gains a table had an embedding cost 20 times what it does
+                    order, gains = column_order(plan_columns(hessian, damping=quant.damping))
+                metric = hessian[order][:, order] * gains * gains[:, None]
+                column_cost = feedback_factor(metric, quant.damping).diagonal().double().cpu().numpy() ** -2
+                order, inverse = order.cpu(), (1 / gains).cpu()
+                weight = weight[:, order] * inverse
             chosen = slice(None, None, max(1, rows * cols // SAMPLED_WEIGHTS))
             some, factors = weight[chosen].numpy(), self.row_factors.get(name)
-            sigma = np.sqrt(np.square(some).mean(1, keepdims=True))
+            sigma = np.sqrt(np.square(self.state[name].float()[chosen].numpy()).mean(1, keepdims=True))
             scaled = some / np.where(sigma > 0, sigma, 1)
+            # The floors of `row_scales`.
+            spread, reach = np.sqrt(np.square(scaled).mean(1, keepdims=True)), abs(scaled).max(1, keepdims=True)
+            reach = np.minimum(reach / limit, REACH_STEP_SIGMAS * spread)
             cost = column_cost * np.square(sigma) * self.row_costs(name)[chosen].numpy()
             cost *= self.weight_of_error(name) * rows / len(some)
             # Signs have one best step, the mean magnitude; clipping below one deviation helps nobody.
@@ -183,8 +192,9 @@ class QuantBench:
             for step in np.exp2(grid):
                 steps = np.full((len(some), 1), step)
                 if factors is not None:
-                    floor = min(step, CLIP_FLOOR_SIGMAS / limit)
-                    steps = np.maximum(step * factors[chosen].numpy()[:, None], floor)
+                    steps = step * factors[chosen].numpy()[:, None]
+                if factors is not None or (quant.column_plan and hessian is not None and quant.method == "gptq"):
+                    steps = np.maximum(steps, np.maximum(spread * min(step, CLIP_FLOOR_SIGMAS / limit), reach))
                 points.append(_rate_and_error(scaled, steps, limit, cost, binary=bits == 1))
             tables[name] = RateTable(
                 log_steps=grid,

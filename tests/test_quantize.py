@@ -233,6 +233,24 @@ def test_binary_and_ternary_groups(bits: int, clip_sigmas: float) -> None:
     assert (dequantize(item) - weight).norm() < (dequantize(whole) - weight).norm()
 
 
+@pytest.mark.parametrize("states", [1, 8])
+def test_a_massive_column_is_not_clipped_when_columns_are_planned(states: int) -> None:
+    """Its step is small, so it is its rows' outlier; rows with finer steps than others reach it all the same."""
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(64, 256, generator=generator), torch.randn(4096, 256, generator=generator)
+    inputs[:, 5], weight[:, 5] = inputs[:, 5] * 100, 3.0
+    hessian, factors = inputs.T @ inputs / 4096, torch.linspace(0.1, 2, 64)
+    errors = []
+    for plan in (False, True):
+        item = quantize_matrix(
+            weight, bits=8, clip_sigmas=16.0, hessian=hessian, states=states, row_factors=factors, plan=plan
+        )
+        errors.append(hessian_error(dequantize(item) - weight, hessian))
+    assert errors[1] < errors[0]
+    assert int(item.codes[:, 0].abs().min()) > 0  # the massive column comes first
+    assert float((dequantize(item) - weight)[:, 5].abs().max()) < 0.05
+
+
 def test_a_plan_of_columns_comes_back_in_place() -> None:
     """Codes are stored in visiting order; the weights return in theirs, nearer in the outputs at the same entropy."""
     weight, hessian = gaussian(64, 48), inputs_moments(48)
