@@ -60,7 +60,7 @@ def calibration_configs(*, is_gpu: bool) -> tuple[RunConfig, ...]:
 
 
 def time_steps(config: RunConfig, env: DistEnv) -> float:
-    """Median seconds of an optimizer step on made-up tokens, by the code that trains."""
+    """Seconds of an optimizer step on made-up tokens, by the code that trains."""
     import torch
 
     from pgolf_model.model import build_model
@@ -79,10 +79,11 @@ def time_steps(config: RunConfig, env: DistEnv) -> float:
         compute_gradients(model, loss_function, ids[:, :-1], ids[:, 1:], recipe, env)
         optimizers.step()
 
-    return _median_seconds(step, env, count=TIMED_STEPS_CUDA if env.is_cuda else TIMED_STEPS)
+    return _typical_seconds(step, env, count=TIMED_STEPS_CUDA if env.is_cuda else TIMED_STEPS)
 
 
-def _median_seconds(step: Callable[[], object], env: DistEnv, *, count: int) -> float:
+def _typical_seconds(step: Callable[[], object], env: DistEnv, *, count: int) -> float:
+    """The lower quartile of `count`: on a shared machine the median of a few steps is the neighbours' load."""
     import torch
 
     seconds = []
@@ -92,7 +93,7 @@ def _median_seconds(step: Callable[[], object], env: DistEnv, *, count: int) -> 
         if env.is_cuda:
             torch.cuda.synchronize(env.device)
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[WARMUP_STEPS:])
+    return statistics.quantiles(seconds[WARMUP_STEPS:], n=4)[0]
 
 
 def probe(env: DistEnv) -> tuple[float, float]:
@@ -104,8 +105,8 @@ def probe(env: DistEnv) -> tuple[float, float]:
     x = torch.ones(PROBE_ROWS * scale, PROBE_WIDTH * min(scale, 4), dtype=dtype, device=env.device)
     w = torch.ones(x.shape[1], x.shape[1], dtype=dtype, device=env.device)
     y = torch.empty_like(x)
-    product = _median_seconds(lambda: torch.mm(x, w, out=y), env, count=20)
-    moved = _median_seconds(lambda: torch.mul(x, 1.5, out=y), env, count=20)
+    product = _typical_seconds(lambda: torch.mm(x, w, out=y), env, count=20)
+    moved = _typical_seconds(lambda: torch.mul(x, 1.5, out=y), env, count=20)
     return 2 * x.numel() * x.shape[1] / product, 2 * x.numel() * x.element_size() / moved
 
 
