@@ -162,6 +162,9 @@ def read_checkpoint(path: Path, model: ModelConfig) -> dict[str, Tensor]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             check_names(set(arrays.files) - {CONFIG_ENTRY}, shapes)
             state = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in shapes}
+            for name, info in shapes.items():
+                if tuple(state[name].shape) != info.shape:
+                    raise ValueError(f"{name}: expected shape {info.shape}, got {tuple(state[name].shape)}")
     except (ValueError, BadZipFile, EOFError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a checkpoint of this model ({error})") from None
     return state

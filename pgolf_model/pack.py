@@ -251,7 +251,8 @@ def _unpack_lowrank(
     found = {}
     for name, (kind, (rows, cols)) in wanted.items():
         ends = np.cumsum([kind.rank * rows, kind.rank * cols, 2 * kind.rank])
-        left, right, scales, flat = (part.copy() for part in np.split(flat, ends))
+        *parts, flat = np.split(flat, ends)
+        left, right, scales = (part.copy() for part in parts)
         if abs(np.concatenate((left, right)).astype(np.int16)).max() > code_limit(kind.rank_bits):
             raise ValueError(f"{name}: low-rank codes do not fit {kind.rank_bits} bits")
         found[name] = LowRank(
@@ -291,7 +292,7 @@ def _checked_value(key: str, default: Any, value: Any) -> Any:
     if isinstance(default, tuple):
         if not isinstance(value, list) or len(value) > MAX_VIRTUAL_LAYERS:
             raise ValueError(f"{key} in the header: expected a list of at most {MAX_VIRTUAL_LAYERS}")
-        return tuple(_checked_value(key, default[0] if default else item, item) for item in value)
+        return tuple(_checked_value(key, default[0] if default else 0, item) for item in value)
     expected = type(default)
     if type(value) is not expected and not (expected is float and type(value) is int):
         raise ValueError(f"{key} in the header: expected {expected.__name__}, got {type(value).__name__}")

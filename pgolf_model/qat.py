@@ -20,14 +20,17 @@ from pgolf_model.shapes import param_shapes
 
 
 def rounded_like_shipped(weight: Tensor, role: str, layer: int, *, num_layers: int, quant: QuantConfig) -> Tensor:
-    """What the artifact would give back for a (rows, cols) matrix, each row on its own.
+    """What the artifact would give back for a (rows, cols) matrix, each row (or group of columns) on its own.
 
     Weights that cannot be stored come back as they are: they have diverged, and the loss will say so.
     """
     bits = quant.bits(role, layer, num_layers)
     clip_sigmas = quant.clip_sigmas(role, layer, num_layers)
+    cols = weight.shape[1]
+    group = quant.group_size if quant.group_size and cols % quant.group_size == 0 else cols
     try:
-        return dequantize_rows(*quantize_rows(weight, bits=bits, clip_sigmas=clip_sigmas))
+        rounded = dequantize_rows(*quantize_rows(weight.reshape(-1, group), bits=bits, clip_sigmas=clip_sigmas))
+        return rounded.view_as(weight)
     except ValueError:
         return weight
 

@@ -68,7 +68,8 @@ def row_scales(
         row_factors: (rows,) multiples of the steps; none clips a row below CLIP_FLOOR_SIGMAS or, where the bits allow
             steps below REACH_STEP_SIGMAS, below its largest weight.
     Returns:
-        float16 (rows,) or (rows, cols / group); an all-zero row or group gets 1, a tiny one at least 2**-18.
+        float16 (rows,) or (rows, cols / group); an all-zero row or group gets 1, a tiny one
+            (with 1 bit an all-zero one too) at least 2**-18.
     Raises:
         ValueError: weight is not 2-D, holds NaN or infinity, is too large for a float16 scale, or cols is no
             multiple of group.
@@ -95,7 +96,8 @@ def row_scales(
     scales = _storable(wide / peak_code(bits) / min(2, states))
     if not scales.isfinite().all():
         raise ValueError(f"row deviation {sigma.max():.3g} needs a scale above float16's 65504; training diverged")
-    scales = torch.where(sigma > 0, scales, torch.ones_like(scales))
+    if bits > 1:  # a sign has no zero: there an all-zero row keeps the smallest scale
+        scales = torch.where(sigma > 0, scales, torch.ones_like(scales))
     return scales if group else scales[:, 0]
 
 

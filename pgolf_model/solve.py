@@ -140,9 +140,11 @@ class QuantBench:
         """
         factors = {}
         for name, weights in (self.calibration.row_weights if self.calibration else {}).items():
-            sigma = self.state[name].float().square().mean(1).sqrt().clamp_min(1e-12)
-            logs = -0.5 * weights.cpu().log() - sigma.log()
-            factors[name] = (logs - logs.mean()).exp()
+            sigma = self.state[name].float().square().mean(1).sqrt()
+            is_live = sigma > 0  # rows that never saw a gradient would set the mean of all
+            logs = torch.where(is_live, -0.5 * weights.cpu().log() - sigma.clamp_min(1e-12).log(), 0.0)
+            logs[is_live] -= logs[is_live].mean()
+            factors[name] = logs.exp()
         return factors
 
     def row_costs(self, name: str) -> Tensor:
@@ -326,6 +328,7 @@ def ship(bench: QuantBench, *, target_bytes: int, code_bytes: int) -> Shipment:
                 break
             rollback = {"role": worst, "loss_jump": jumps[worst], "done": True}
             rollbacks.append(rollback)
+            corrected = bench.corrected
             try:
                 if target_bytes:
                     steps = [c.log_step for name, c in plan.items() if bench.shapes[name].role == worst]
@@ -339,8 +342,11 @@ def ship(bench: QuantBench, *, target_bytes: int, code_bytes: int) -> Shipment:
                     }
             except ValueError as error:  # the target has no room for it
                 rollback |= {"done": False, "why": str(error)}
+                bench.corrected = corrected
                 break
     artifact = bench.artifact(plan)
+    if target_bytes and len(artifact) + code_bytes > target_bytes:
+        raise ValueError(f"packed {len(artifact) + code_bytes} bytes of code and model, the target is {target_bytes}")
     audit = _audit(bench, plan, artifact, code_bytes=code_bytes, target_bytes=target_bytes)
     audit |= {
         "fill": None if filled is None else {"ended": filled.ended, "packs": filled.tries},

@@ -165,7 +165,15 @@ def ternary_2026_03_24() -> RunConfig:
             warmdown_fraction=0.2,
             qat_start=0.0,
         ),
-        quant=QuantConfig(embed_bits=8, attn_bits=(2,), mlp_bits=(2,), group_size=128, scalar_format="fp8"),
+        quant=QuantConfig(
+            embed_bits=8,
+            attn_bits=(2,),
+            mlp_bits=(2,),
+            attn_clip_sigmas=(1.224,),  # the step of least squared error for three levels
+            mlp_clip_sigmas=(1.224,),
+            group_size=128,
+            scalar_format="fp8",
+        ),
     )
 
 
@@ -178,7 +186,13 @@ def binary_2026_03_24() -> RunConfig:
     return replace(
         base,
         model=replace(base.model, num_layers=15, smear="channel"),
-        quant=replace(base.quant, attn_bits=(1,), mlp_bits=(1,)),
+        quant=replace(
+            base.quant,
+            attn_bits=(1,),
+            mlp_bits=(1,),
+            attn_clip_sigmas=(0.798,),  # the mean magnitude
+            mlp_clip_sigmas=(0.798,),
+        ),
         budget=Budget(steps=50_000),
     )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from pgolf_model import config as nouns
 from pgolf_model.config import Budget, RunConfig
+from pgolf_model.quantize import dequantize_rows, quantize_rows
 from pgolf_model.shapes import num_params
 from space.presets import PRESETS, load_config, preset
 
@@ -96,3 +98,15 @@ def test_an_unknown_name_or_file_is_told_apart() -> None:
         load_config("baseline_2026_03_18")
     with pytest.raises(ValueError, match=r"there is no file nowhere/mine\.toml"):
         load_config("nowhere/mine.toml")
+
+
+@pytest.mark.parametrize(("name", "levels"), [("ternary_2026_03_24", {-1, 0, 1}), ("binary_2026_03_24", {-1, 1})])
+def test_few_level_presets_use_all_their_levels(name: str, levels: set[int]) -> None:
+    """Normal weights at the preset's bits and clip: every level holds a good share of them, and the sign is kept."""
+    quant = preset(name).quant
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    codes, scales = quantize_rows(weight, bits=quant.mlp_bits[0], clip_sigmas=quant.mlp_clip_sigmas[0])
+    shares = {level: float((codes == level).float().mean()) for level in levels}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) > 0.2
+    assert float((dequantize_rows(codes, scales) - weight).square().mean()) < 0.4

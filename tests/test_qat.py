@@ -9,8 +9,8 @@ from torch._dynamo.testing import CompileCounter
 from pgolf_model.config import ModelConfig, QuantConfig, TrainConfig
 from pgolf_model.distributed import DistEnv
 from pgolf_model.model import GPT, build_model
-from pgolf_model.qat import WeightRounder
-from pgolf_model.quantize import dequantize_state, quantize_state
+from pgolf_model.qat import WeightRounder, rounded_like_shipped
+from pgolf_model.quantize import dequantize, dequantize_state, quantize_matrix, quantize_state
 from pgolf_model.shapes import param_shapes
 from pgolf_model.train import compute_gradients
 
@@ -83,3 +83,12 @@ def test_weights_that_cannot_be_stored_pass_unrounded(value: float) -> None:
     with WeightRounder(model, QUANT).rounded(active=True):
         seen = model.blocks[0].mlp.up[0, 0].item()
     assert seen != seen or seen == torch.tensor(value).item()
+
+
+def test_groups_are_rounded_as_they_ship() -> None:
+    """With a step per group of columns, training sees what the artifact gives back."""
+    weight = torch.randn(6, 256, generator=torch.Generator().manual_seed(0))
+    weight[:, 128:] *= 5
+    quant = QuantConfig(mlp_bits=(2,), mlp_clip_sigmas=(1.224,), group_size=128)
+    shipped = dequantize(quantize_matrix(weight, bits=2, clip_sigmas=1.224, group=128))
+    assert torch.equal(rounded_like_shipped(weight, "mlp", 0, num_layers=1, quant=quant), shipped)

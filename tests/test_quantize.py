@@ -326,3 +326,9 @@ def test_eight_bit_floats_are_torchs() -> None:
             round_scalars(torch.tensor([peak * 1.1]), cast(Any, format))
         with pytest.raises(ValueError, match="NaN"):
             round_scalars(torch.tensor([math.nan]), cast(Any, format))
+
+
+def test_a_zero_row_stays_next_to_zero_with_signs_alone() -> None:
+    """One bit has no zero: a row without weights must not become a row of ones."""
+    codes, scales = quantize_rows(torch.zeros(2, 4), bits=1, clip_sigmas=0.798)
+    assert float(dequantize_rows(codes, scales).abs().max()) <= 2**-18
