@@ -81,10 +81,10 @@ def give_verdict(study: StudyConfig, trial_id: str, word: Word) -> None:
     """Say what is to be thought of a suspicious trial.
 
     Raises:
-        ValueError: there is no such trial, or nobody suspects it.
+        ValueError: there is no such trial, nobody suspects it, or it has its verdict.
     """
     path = trial_dir(study, trial_id) / VERDICT_FILE
-    if not path.exists():
+    if not path.exists() or read_noun(Verdict, path).word != "suspicious":
         raise ValueError(f"trial {trial_id!r} of study {study.name} is not suspicious; see pgolf status {study.dir}")
     write_json(path, Verdict(word=word, reason=read_noun(Verdict, path).reason))
 

@@ -371,6 +371,8 @@ def _seed_run(said: Mapping[str, float], spec: TrialSpec, seed: int) -> tuple[Se
     lasts = max(trained + scored, float(said.get("gpu_seconds", 0.0)) / (spec.gpus or 1.0))
     if not isfinite(lasts) or lasts < 0:
         raise ValueError(f"a run must take a number of seconds, got {dict(said)}")
+    if not (isfinite(size) and round(size) > 0):
+        raise ValueError(f"artifact_bytes must be a positive number, got {said['artifact_bytes']}")
     if not isfinite(bpb):
         return None, lasts
     run = SeedRun(

@@ -188,10 +188,11 @@ def _seed_dirs(study: StudyConfig, record: TrialRecord) -> list[Path]:
 
 
 def _spent(record: TrialRecord, begun: dict[str, LiveTrial]) -> float:
+    """Seconds of all attempts."""
     if record.result:
-        return record.result.seconds
+        return record.spec.earlier_seconds + record.result.seconds
     trial = begun.get(record.spec.trial_id)
-    return trial.seconds if trial else 0.0
+    return record.spec.earlier_seconds + (trial.seconds if trial else 0.0)
 
 
 def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -> State:

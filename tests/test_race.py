@@ -102,6 +102,8 @@ def test_a_score_too_good_to_believe_stops_the_study_until_somebody_says_so(tmp_
     with pytest.raises(ValueError, match="is not suspicious"):
         give_verdict(folder, "proxy/0000", "accepted")
     give_verdict(folder, trial_id, word)
+    with pytest.raises(ValueError, match="is not suspicious"):  # a verdict stands
+        give_verdict(folder, trial_id, "accepted")
     for _ in range(10):  # others may find the leak too
         try:
             trace = simulate(study, leaky, SPACE, folder=tmp_path)

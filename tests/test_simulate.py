@@ -101,6 +101,17 @@ def test_a_score_that_is_no_number_and_an_exception_are_results() -> None:
     assert {r.spec.params["depth"] for r in records if r.spec.rung == "full"} == {7}, "only what completed goes up"
 
 
+def test_an_impossible_size_is_a_failed_trial_and_never_the_best() -> None:
+    def negative(params, *, rung: str, fidelity: float, seed: int) -> dict[str, float]:
+        return {"val_bpb": 1.0, "artifact_bytes": -5.0, "train_seconds": 10.0}
+
+    records = simulate(STUDY, negative, SPACE).records
+    assert {r.status for r in records} == {"failed"}
+    assert "artifact_bytes must be a positive number, got -5.0" in (
+        records[0].result.error if records[0].result else ""
+    )
+
+
 def test_a_run_over_its_timeout_is_stopped_there() -> None:
     def slow(params, *, rung: str, fidelity: float, seed: int) -> dict[str, float]:
         return {"val_bpb": 1.0, "artifact_bytes": 1.0, "train_seconds": 1e9}
