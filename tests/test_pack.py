@@ -377,11 +377,12 @@ def test_values_from_a_header_have_the_types_of_the_defaults() -> None:
     """Whatever fields a config gets: numbers, flags, words, and tuples of them."""
     assert _checked_value("a", (1, 2), [3, 4, 5]) == (3, 4, 5)
     assert _checked_value("a", (0.5,), [1, 2.5]) == (1, 2.5)
-    assert _checked_value("a", (), ["x", 1]) == ("x", 1)
+    assert _checked_value("a", (), [3, 1]) == (3, 1)  # an empty default: layers
     assert _checked_value("a", "plain", "other") == "other"
     assert _checked_value("a", False, True) is True
     for default, value in (
-        ((1,), 3), ((1,), ["3"]), ((1,), [1.5]), ((1,), [True]), ((1,), [[1]]), ((), [[1]]), ((), [None]), ((), [{}]),
+        ((1,), 3), ((1,), ["3"]), ((1,), [1.5]), ((1,), [True]), ((1,), [[1]]), ((), [[1]]), ((), ["x"]),
+        ((), [True]), ((), [None]), ((), [{}]),
         ((1,), [0] * 5000), ("plain", 3), ("plain", "x" * 100), (False, 1), (3, True), (0.5, False), (0.5, "1"),
         ((1,), [10**12]), (None, None),
     ):  # fmt: skip

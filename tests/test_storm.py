@@ -6,7 +6,9 @@ import math
 import multiprocessing
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import optuna
 import pytest
@@ -53,8 +55,9 @@ def evaluate(params, *, rung: str, fidelity: float, seed: int) -> dict[str, floa
     }
 
 
-def run(folder: Path, seed: int) -> None:
-    simulate(STUDY, evaluate, SPACE, seed=seed, predict_bytes=lambda p: 1e6 * p["depth"], folder=folder)
+def run(folder: Path, seed: int, sampler: Literal["tpe", "surrogate"] = "tpe") -> None:
+    study = replace(STUDY, sampler=sampler)
+    simulate(study, evaluate, SPACE, seed=seed, predict_bytes=lambda p: 1e6 * p["depth"], folder=folder)
 
 
 def ending(folder: Path) -> tuple[set, set]:
@@ -89,12 +92,12 @@ def assert_told_once(folder: Path) -> None:
         assert mine.keys() <= {t.number for t in told.trials}
 
 
-def storm(folder: Path, seed: int, kills: int, delay: float) -> int:
+def storm(folder: Path, seed: int, kills: int, delay: float, sampler: Literal["tpe", "surrogate"] = "tpe") -> int:
     """Run the study under fire; how many drivers died. Afterwards one is left alone."""
     rng, deaths = random.Random(seed), 0
     fork = multiprocessing.get_context("fork")  # the imports are paid once
     while True:
-        driver = fork.Process(target=run, args=(folder, seed))
+        driver = fork.Process(target=run, args=(folder, seed, sampler))
         driver.start()
         if deaths < kills:
             time.sleep(rng.uniform(0, delay))
@@ -121,6 +124,19 @@ def check(tmp_path: Path, seed: int, kills: int) -> int:
 def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     """Same trials, same parameters, same scores, same simulated times; nothing lost, nothing told twice."""
     assert check(tmp_path, seed=1, kills=5) > 0
+
+
+def test_the_model_sampler_loses_nothing_either(tmp_path: Path) -> None:
+    """After a kill it may ask for other points (fits remember when they were made); every trial ends, and once."""
+    storm(tmp_path / "storm", seed=1, kills=4, delay=2.0, sampler="surrogate")
+    records = read_records(load_study(str(tmp_path / "storm")))
+    assert all(r.result is not None for r in records)
+    for r in records:
+        for done in r.result.runs if r.result else ():
+            fidelity = r.spec.config.budget.seconds / 590
+            again = evaluate(r.spec.params, rung=r.spec.rung, fidelity=fidelity, seed=done.seed)
+            assert again["artifact_bytes"] == done.model_bytes
+    assert_told_once(tmp_path / "storm")
 
 
 @pytest.mark.slow
