@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 
-from pgolf_model.config import Budget, RunConfig
+from pgolf_model.config import Budget
 from pgolf_model.distributed import DistEnv, value_of_main
 
 DIVERGED_NATS = 1.0  # this much worse than a uniform guess ...
 DIVERGED_STEPS = 20  # ... for so many steps in a row; a healthy run may spike for a step or two
-
-
-def training_budget(config: RunConfig) -> Budget:
-    """The budget less `reserve_seconds`, so that the schedule ends where training does.
-
-    Raises:
-        ValueError: nothing would be left.
-    """
-    budget, reserve = config.budget, config.train.reserve_seconds
-    if not budget.seconds or not reserve:
-        return budget
-    if reserve >= budget.seconds:
-        raise ValueError(f"reserve_seconds must be below the budget's {budget.seconds:g} seconds, got {reserve:g}")
-    return replace(budget, seconds=budget.seconds - reserve)
 
 
 class RunClock:

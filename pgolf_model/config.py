@@ -13,13 +13,6 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 BITS_RANGE = (1, 8)  # every bitwidth below lies in it, ends included; 1 is binary, 2 ternary
 
-QUANT_CHOICES = {
-    "method": ("round", "gptq"),
-    "quantizer": ("uniform", "trellis4", "trellis8"),
-    "calibration": ("train", "generate"),
-    "scalar_format": ("fp16", "fp8"),
-}
-
 
 def code_limit(bits: int) -> int:
     """Largest code of a bitwidth; the smallest is its negative. One bit has the codes -1 and 1, without zero."""
@@ -305,11 +298,7 @@ class TrainConfig:
             times = [fraction for fraction, _ in pairs]
             if times != sorted(set(times)) or not all(0 <= at < 1 and 0 < factor < inf for at, factor in pairs):
                 raise ValueError(f"{name} needs rising fractions in [0, 1) with positive multipliers, got {pairs}")
-        for name, choices in (
-            ("loader", ("sequential", "shuffled", "strided", "packed")),
-            ("muon_polynomial", ("quintic", "polar_express")),
-            ("precision", ("float32", "bfloat16")),
-        ):
+        for name, choices in literal_options(TrainConfig).items():
             if getattr(self, name) not in choices:
                 listed = ", ".join(map(repr, choices[:-1]))
                 raise ValueError(f"{name} must be {listed} or {choices[-1]!r}, got {getattr(self, name)!r}")
@@ -363,7 +352,7 @@ class QuantConfig:
         ):
             if not clips or not all(clip > 0 for clip in clips):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name, options in QUANT_CHOICES.items():
+        for name, options in literal_options(QuantConfig).items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
         for name in ("group_size", "lowrank_rank", "lowrank_tensors", "target_bytes"):
@@ -386,6 +375,10 @@ class QuantConfig:
     def needs_calibration(self) -> bool:
         """True when quantizing looks at data."""
         return bool(self.method == "gptq" or self.target_bytes or self.max_loss_jump or self.curve_bytes)
+
+    def group(self, cols: int) -> int:
+        """Columns that share a scale in a matrix of so many; 0, the whole row, where groups do not divide them."""
+        return self.group_size if self.group_size and cols % self.group_size == 0 else 0
 
     def bits(self, role: str, layer: int, num_layers: int) -> int:
         """Bits per weight of a `role` matrix in physical `layer`; the embedding ignores the layer."""

@@ -26,8 +26,7 @@ def rounded_like_shipped(weight: Tensor, role: str, layer: int, *, num_layers: i
     """
     bits = quant.bits(role, layer, num_layers)
     clip_sigmas = quant.clip_sigmas(role, layer, num_layers)
-    cols = weight.shape[1]
-    group = quant.group_size if quant.group_size and cols % quant.group_size == 0 else cols
+    group = quant.group(weight.shape[1]) or weight.shape[1]
     try:
         rounded = dequantize_rows(*quantize_rows(weight.reshape(-1, group), bits=bits, clip_sigmas=clip_sigmas))
         return rounded.view_as(weight)

@@ -27,7 +27,7 @@ REACH_STEP_SIGMAS = 0.25  # and as far as their largest weight, if that needs no
 class QuantizedTensor:
     """A matrix as codes times steps, plus a correction of low rank."""
 
-    codes: Tensor  # (rows, cols) int8 in [-peak_code(bits), peak_code(bits)]
+    codes: Tensor  # (rows, cols) int8 in [-code_limit(bits), code_limit(bits)]
     scales: Tensor  # float16, positive: (rows,) one step per row, or (rows, groups) one per cols / groups columns
     bits: int  # 1..8; 1 is binary {-1, 1}, 2 ternary {-1, 0, 1}
     states: int = 1  # 1: a value is code * step; 4 or 8: dependent quantization along the row
@@ -38,11 +38,6 @@ class QuantizedTensor:
 
 
 PackedTensor = QuantizedTensor | Tensor  # a Tensor is a float16 `scalar` parameter
-
-
-def peak_code(bits: int) -> int:
-    """Largest code of a bitwidth, the smallest is its negative: 2**(bits-1) - 1, and 1 for binary."""
-    return max(1, code_limit(bits))
 
 
 def row_scales(
@@ -62,7 +57,7 @@ def row_scales(
 
     Args:
         weight: (rows, cols), any float dtype.
-        bits: integers lie in [-peak_code(bits), peak_code(bits)].
+        bits: integers lie in [-code_limit(bits), code_limit(bits)].
         clip_sigmas: where the largest code lies, in deviations; with bits it sets the bytes and the error.
         group: columns that share a step; 0 is the whole row.
         row_factors: (rows,) multiples of the steps; none clips a row below CLIP_FLOOR_SIGMAS or, where the bits allow
@@ -90,10 +85,10 @@ def row_scales(
     sigma = weight.view(rows, -1, group or cols).square().mean(2).sqrt()
     wide = sigma * clip_sigmas
     if row_factors is not None:
-        reach = weight.view(rows, -1, group or cols).abs().amax(2).minimum(sigma * REACH_STEP_SIGMAS * peak_code(bits))
+        reach = weight.view(rows, -1, group or cols).abs().amax(2).minimum(sigma * REACH_STEP_SIGMAS * code_limit(bits))
         floor = torch.maximum(sigma * min(clip_sigmas, CLIP_FLOOR_SIGMAS), reach)
         wide = torch.maximum(wide * row_factors[:, None], floor)
-    scales = _storable(wide / peak_code(bits) / min(2, states))
+    scales = _storable(wide / code_limit(bits) / min(2, states))
     if not scales.isfinite().all():
         raise ValueError(f"row deviation {sigma.max():.3g} needs a scale above float16's 65504; training diverged")
     if bits > 1:  # a sign has no zero: there an all-zero row keeps the smallest scale
@@ -108,7 +103,7 @@ def quantize_rows(weight: Tensor, *, bits: int, clip_sigmas: float) -> tuple[Ten
         (rows, cols) int8 and (rows,) float16 scales. Rounding is against the scale that is stored.
     """
     scales = row_scales(weight, bits=bits, clip_sigmas=clip_sigmas)
-    limit, ratio = peak_code(bits), weight.detach().float() / scales.float()[:, None]
+    limit, ratio = code_limit(bits), weight.detach().float() / scales.float()[:, None]
     codes = ratio.round().clamp_(-limit, limit) if bits > 1 else torch.copysign(torch.ones_like(ratio), ratio)
     return codes.to(torch.int8), scales
 
@@ -161,7 +156,7 @@ def quantize_matrix(
         target,
         metric,
         steps=scales,
-        limit=peak_code(bits),
+        limit=code_limit(bits),
         states=states,
         rate_weight=rate_weight,
         damping=damping,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pgolf_model.config import TrainConfig
+from pgolf_model.config import Budget, RunConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +23,20 @@ class StepPlan:
     def shape(self) -> tuple[int, int, bool]:
         """What a compiled graph is made for."""
         return self.num_sequences, self.seq_len, self.is_looping
+
+
+def training_budget(config: RunConfig) -> Budget:
+    """The budget less `reserve_seconds`, so that the schedule ends where training does.
+
+    Raises:
+        ValueError: nothing would be left.
+    """
+    budget, reserve = config.budget, config.train.reserve_seconds
+    if not budget.seconds or not reserve:
+        return budget
+    if reserve >= budget.seconds:
+        raise ValueError(f"reserve_seconds must be below the budget's {budget.seconds:g} seconds, got {reserve:g}")
+    return replace(budget, seconds=budget.seconds - reserve)
 
 
 def plan_step(recipe: TrainConfig, progress: float, *, world_size: int) -> StepPlan:

@@ -240,7 +240,6 @@ class QuantBench:
                     item = QuantizedTensor(codes=codes, scales=scales, bits=choice.bits)
                 else:
                     binary = choice.bits == 1
-                    cols = weight.shape[1]
                     item = quantize_matrix(
                         weight,
                         bits=choice.bits,
@@ -249,7 +248,7 @@ class QuantBench:
                         states=1 if binary else quant.states,
                         rate_weight=0.0 if binary else quant.rate_weight,
                         row_factors=None if factors is None else factors.to(weight.device),
-                        group=quant.group_size if quant.group_size and cols % quant.group_size == 0 else 0,
+                        group=quant.group(weight.shape[1]),
                         plan=quant.column_plan and quant.method == "gptq" and self.hessian(name) is not None,
                         damping=quant.damping,
                         rank=min(quant.lowrank_rank, *weight.shape) if key[1] else 0,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pgolf_model.averaging import WeightAverage
-from pgolf_model.clock import DivergenceGuard, RunClock, training_budget
+from pgolf_model.clock import DivergenceGuard, RunClock
 from pgolf_model.config import RunConfig, TrainConfig
 from pgolf_model.data import TrainingWindows, check_token_range
 from pgolf_model.distributed import DistEnv, all_reduce_sum
@@ -21,7 +21,7 @@ from pgolf_model.model import GPT, build_model
 from pgolf_model.optim import build_optimizers
 from pgolf_model.progress import ProgressLog, StepRecord
 from pgolf_model.qat import WeightRounder
-from pgolf_model.schedule import all_plans, plan_step
+from pgolf_model.schedule import all_plans, plan_step, training_budget
 from pgolf_model.shards import shard_paths
 
 WARMUP_STEPS = 3  # on CUDA, outside the clock: compiles, tunes kernels, opens nccl channels; weights are restored

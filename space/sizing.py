@@ -114,8 +114,8 @@ def _part_bytes(config: RunConfig, side: str, log_step: float | None) -> dict[st
     for info in param_shapes(config.model).values():
         sizes[info.role] += info.size
         num_rows[info.role] += info.shape[0]
-        grouped = quant.group_size and info.role != "scalar" and info.shape[1] % quant.group_size == 0
-        num_scales[info.role] += info.size // quant.group_size if grouped else info.shape[0]
+        group = 0 if info.role == "scalar" else quant.group(info.shape[1])
+        num_scales[info.role] += info.size // group if group else info.shape[0]
     factor, deficit = getattr(MATRIX_FACTOR, side), getattr(EMBED_DEFICIT, side)
     total = {"embed": max(0.0, normal["embed"] - deficit * num_rows["embed"] / 8)}
     total |= {role: factor * normal[role] for role in ("attn", "mlp")}

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgolf_model.config import ModelConfig, RunConfig, TrainConfig
-from pgolf_model.schedule import StepPlan, plan_step
+from pgolf_model.schedule import StepPlan, plan_step, training_budget
 from pgolf_model.shapes import param_shapes
 from space.hardware import Hardware
 
@@ -134,17 +134,12 @@ def _train(config: RunConfig, hardware: Hardware, *, ranks: int, factor: float) 
     Between two changes of its schedule a run has a constant pace. Its progress is the larger of the shares of steps and
     seconds that are over, so a stretch ends with whichever gets there first.
     """
-    recipe, budget = config.train, config.budget
-    left = budget.seconds - recipe.reserve_seconds if budget.seconds else 0.0
-    if budget.seconds and left <= 0:
-        raise ValueError(
-            f"reserve_seconds must be below the budget's {budget.seconds:g}, got {recipe.reserve_seconds:g}"
-        )
+    recipe, budget = config.train, training_budget(config)
     seconds = steps = tokens = 0.0
     for _, end, plan in stretches(recipe, ranks=ranks):
         pace = step_work(config, plan, ranks=ranks).seconds(hardware) * factor
         by_steps = end * budget.steps - steps if budget.steps else math.inf
-        by_seconds = (end * left - seconds) / pace if left else math.inf
+        by_seconds = (end * budget.seconds - seconds) / pace if budget.seconds else math.inf
         done = max(0.0, min(by_steps, by_seconds))
         steps += done
         seconds += done * pace

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from pgolf_model import train as training
-from pgolf_model.clock import DIVERGED_STEPS, DivergenceGuard, RunClock, training_budget
+from pgolf_model.clock import DIVERGED_STEPS, DivergenceGuard, RunClock
 from pgolf_model.config import Budget, ModelConfig, QuantConfig, RunConfig, TrainConfig
 from pgolf_model.distributed import DistEnv
 from pgolf_model.model import GPT, build_model
 from pgolf_model.optim import build_optimizers
 from pgolf_model.progress import format_rate
-from pgolf_model.schedule import lr_multiplier, muon_momentum_at
+from pgolf_model.schedule import lr_multiplier, muon_momentum_at, training_budget
 from pgolf_model.shapes import param_shapes
 from pgolf_model.train import LossFunction, TrainOutcome, accumulate_gradients, train, warm_up
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf_model.quantize import QuantizedTensor, dequantize, peak_code, quantize_matrix
+from pgolf_model.config import code_limit
+from pgolf_model.quantize import QuantizedTensor, dequantize, quantize_matrix
 from pgolf_model.trellis import active_quantizers
 
 KINDS = {
@@ -50,7 +51,7 @@ def coder_bits(item: QuantizedTensor) -> float:
     from pgolf_model.entropy import CodePlane, encode_codes
 
     rows, cols = item.codes.shape
-    plane = CodePlane(shape=(rows, cols), limit=peak_code(item.bits), states=item.states)
+    plane = CodePlane(shape=(rows, cols), limit=code_limit(item.bits), states=item.states)
     return 8 * len(encode_codes([(plane, item.codes.numpy().astype(np.int16))])) / item.codes.numel()
 
 
@@ -93,7 +94,7 @@ def main() -> None:
                 weight,
                 coder=arguments.coder,
                 bits=BITS,
-                clip_sigmas=spacing * peak_code(BITS),
+                clip_sigmas=spacing * code_limit(BITS),
                 states=states,
                 rate_weight=rate_weight,
             )
