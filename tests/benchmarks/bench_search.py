@@ -21,24 +21,31 @@ import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from search_methods import METHODS, Job, Method, Problem
+from surrogates.drawn import draw
 
-from space.params import Space
-from space.spaces import named_space
+from search.encode import Encoder
+from search.simulate import plain_space
+from search.simulate import simulate as run_study
+from search.study import Caps, Limits, StudyConfig
+from trials.rungs import Rung
 
 CHECKPOINTS = (4, 6, 8, 12, 16, 21.4, 24, 32, 48, 64)  # full runs' worth of GPU-seconds
 NUM_GPUS = 8
 RUN_SECONDS = 600.0
+DRIVER = "pgolf"  # the method that is no method here: the driver with its default sampler
 
 
 def load_problem(name: str) -> Problem:
-    """A module in surrogates/, or the table of real runs."""
-    module = importlib.import_module(f"surrogates.{name}")
-    space = Space(name=name, params=module.SPACE, make_config=named_space("tiny").make_config, control=module.CONTROL)
+    """A module in surrogates/, the table of real runs among them, or `drawn_N`: number N of a family."""
+    family, _, number = name.partition("drawn_")
+    module: Any = importlib.import_module(f"surrogates.{family}") if family else draw(int(number))
+    space = plain_space(module.SPACE, control=module.CONTROL)
     return Problem(
         name=name,
         space=space,
@@ -88,18 +95,43 @@ def simulate(problem: Problem, method: Method, units: float, seed: int) -> list[
         free += gpus
         spent += method.fidelities[job.level]
         assert job.result is not None
-        if method.fidelities[job.level] == 1.0 and job.result["artifact_bytes"] <= problem.cap_bytes:
+        if method.fidelities[job.level] == 1.0 and problem.is_good(job.result):
             found.append((spent, job.result["val_bpb"], problem.truth(job.params), job.result["artifact_bytes"]))
         method.finish(job)
 
 
-def best_known(problem: Problem, seed: int = 0, rounds: int = 60) -> float:
-    """Nearly the lowest true score under the cap: an evolution strategy that sees the truth."""
-    from search.encode import Encoder
-    from search.surrogate import Surrogate
+def drive(problem: Problem, units: float, seed: int) -> list[tuple[float, float, float, float]]:
+    """The same of the product itself: a study of two rungs with this budget, as `pgolf search --simulate` runs it."""
+    study = StudyConfig(
+        name="bench",
+        space="tiny",  # the function's own takes its place
+        data=("none",),
+        engine="local",
+        gpus=NUM_GPUS,
+        cpus=1e6,
+        warm_starts=False,
+        caps=Caps(artifact_bytes=math.floor(problem.cap_bytes)),
+        budget=Limits(gpu_hours=units * problem.unit / 3600),
+        rungs=(
+            Rung(name="proxy", trials=math.ceil(8 * units), seconds=RUN_SECONDS, gpus=1, timeout_seconds=RUN_SECONDS),
+            Rung(name="full", seconds=RUN_SECONDS, gpus=8, processes=8, timeout_seconds=RUN_SECONDS),
+        ),
+    )
+    trace = run_study(study, problem.evaluate, problem.space, seed=seed, predict_bytes=problem.predict_bytes)
+    records = {record.spec.trial_id: record for record in trace.records}
+    found, spent = [], 0.0
+    for span in sorted(trace.spans, key=lambda s: (s.end, s.trial_id)):
+        spec, result = records[span.trial_id].spec, records[span.trial_id].result
+        assert result is not None
+        spent += (span.end - span.start) * spec.gpus / problem.unit
+        if spec.rung == "full" and records[span.trial_id].feasible(study.caps):
+            found.append((spent, result.val_bpb, problem.truth(spec.params), float(result.artifact_bytes)))
+    return found
 
-    helper = Surrogate(problem.space.params, [], cap_bytes=math.inf, seed=seed) if False else None
-    del helper
+
+def best_known(name: str, seed: int = 0, rounds: int = 60) -> float:
+    """Nearly the lowest true score of a problem under its cap: an evolution strategy that sees the truth."""
+    problem = load_problem(name)
     rng = np.random.default_rng(seed)
     encoder = Encoder(problem.space.params)
 
@@ -129,7 +161,10 @@ def run_one(job: tuple[str, str, int, float, float]) -> dict[str, object]:
     name, method_name, seed, units, optimum = job
     problem = load_problem(name)
     began = time.perf_counter()
-    found = simulate(problem, METHODS[method_name](problem, seed, units), units, seed)
+    if method_name == DRIVER:
+        found = drive(problem, units, seed)
+    else:
+        found = simulate(problem, METHODS[method_name](problem, seed, units), units, seed)
     seconds = time.perf_counter() - began
     curve, hyper = [], []
     for at in CHECKPOINTS:
@@ -166,10 +201,14 @@ def regret_at(runs: list[dict], spent: float) -> float:
     return float(median(values))
 
 
+def _is_ours(method: str) -> bool:
+    return method == DRIVER or method.startswith("ours")
+
+
 def main() -> None:
     """Run, print a table, end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join((*METHODS, DRIVER)))
     parser.add_argument("--problems", default="smooth,rugged")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -183,9 +222,9 @@ def main() -> None:
     runs = [json.loads(line) for line in open(args.load)] if args.load else []  # noqa: SIM115
     runs = [r for r in runs if r["method"] not in methods and r["problem"] in problems]
     with ProcessPoolExecutor(args.workers) as pool:
-        optima = dict(zip(problems, pool.map(best_known, map(load_problem, problems)), strict=True))
+        optima = dict(zip(problems, pool.map(best_known, problems), strict=True))
         todo = [
-            (p, m, s, args.ours_units if m.startswith("ours") and args.ours_units else args.units, optima[p])
+            (p, m, s, args.ours_units if _is_ours(m) and args.ours_units else args.units, optima[p])
             for p in problems for m in methods for s in range(args.first_seed, args.first_seed + args.seeds)
         ]  # fmt: skip
         for run in pool.map(run_one, todo):
@@ -197,7 +236,7 @@ def main() -> None:
     for problem in problems:
         print(f"\n{problem}: best known {optima[problem]:.4f}; median [quartiles] of 1000 x regret, by full-run units")
         print(f"{'method':<11}" + "".join(f"{c:>19g}" for c in CHECKPOINTS) + f"{'HV end':>9}{'s/seed':>8}{'n':>4}")
-        names = sorted({r["method"] for r in runs if r["problem"] == problem}, key=list(METHODS).index)
+        names = sorted({r["method"] for r in runs if r["problem"] == problem}, key=[*METHODS, DRIVER].index)
         for name in names:
             mine = [r for r in runs if r["problem"] == problem and r["method"] == name]
             table = np.array([r["regret"] for r in mine], dtype=float) * 1000
@@ -210,14 +249,14 @@ def main() -> None:
             print(
                 f"{name:<11}" + "".join(cells) + f"{hv:>9.3f}{median(r['seconds'] for r in mine):>8.1f}{len(mine):>4}"
             )
-        others = [n for n in names if not n.startswith("ours")]
+        others = [n for n in names if not _is_ours(n)]
         by = {n: [r for r in runs if r["problem"] == problem and r["method"] == n] for n in names}
         if not others:
             continue
         target_name = min(others, key=lambda n: regret_at(by[n], args.units))
         target = regret_at(by[target_name], args.units)
         for name in names:
-            if name.startswith("ours"):
+            if _is_ours(name):
                 steps = np.arange(1, args.units + 0.125, 0.125)
                 reached = next((float(s) for s in steps if regret_at(by[name], float(s)) <= target), math.nan)
                 print(f"  {name} reaches {target_name}'s {1000 * target:.1f} at {reached:g} units: "

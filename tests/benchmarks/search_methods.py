@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +45,10 @@ class Problem:
     predict_bytes: Any  # or None
     cap_bytes: float
     unit: float  # GPU-seconds of a full run
+
+    def is_good(self, result: Mapping[str, float] | None) -> bool:
+        """Whether a run ended with a score, and under the cap."""
+        return bool(result) and math.isfinite(result["val_bpb"]) and result["artifact_bytes"] <= self.cap_bytes
 
     def fits(self, params: Mapping[str, Scalar]) -> bool:
         """Whether the bytes, where they can be known, are under the cap."""
@@ -110,7 +114,7 @@ class Halving(Random):
 
     def _advance(self) -> None:
         done = sorted(
-            (j for j in self.rung if j.result and j.result["artifact_bytes"] <= self.problem.cap_bytes),
+            (j for j in self.rung if self.problem.is_good(j.result)),
             key=lambda j: j.result["val_bpb"] if j.result else math.inf,
         )
         if self.level < 0 or self.level + 1 == len(self.fidelities) or not done:
@@ -160,8 +164,8 @@ class Asha(Random):
 
     def finish(self, job: Job) -> None:
         assert job.result is not None
-        fits = job.result["artifact_bytes"] <= self.problem.cap_bytes
-        if job.level + 1 < len(self.fidelities) and fits and self.rungs[job.level].goes_on(job.result["val_bpb"]):
+        good = self.problem.is_good(job.result)
+        if job.level + 1 < len(self.fidelities) and good and self.rungs[job.level].goes_on(job.result["val_bpb"]):
             self.going_on.append(Job(params=job.params, level=job.level + 1))
 
 
@@ -207,6 +211,9 @@ class Tpe:
         assert job.result is not None
         study, trial = job.handle
         trial.set_constraint("bytes", job.result["artifact_bytes"] / self.problem.cap_bytes - 1)
+        if not math.isfinite(job.result["val_bpb"]):
+            study.tell(trial, state=TrialState.FAIL)
+            return
         study.tell(trial, [job.result["val_bpb"], job.result["artifact_bytes"]][: self.objectives])
 
 
@@ -237,7 +244,7 @@ class TpeTwoStage(Tpe):
         if len(self.done) < self.num_proxies:
             return None
         if self.queue is None:
-            fit = [j for j in self.done if j.result and j.result["artifact_bytes"] <= self.problem.cap_bytes]
+            fit = [j for j in self.done if self.problem.is_good(j.result)]
             fit.sort(key=lambda j: j.result["val_bpb"] if j.result else math.inf)
             self.queue = [j.params for j in fit[: max(2, round(self.keep * len(fit) * self.fidelities[0] * 4))]]
         if not self.queue:
@@ -283,13 +290,12 @@ class Ours:
 
     def finish(self, job: Job) -> None:
         assert job.result is not None
-        self.history[self.place[id(job)]] = Observation(
-            params=job.params,
-            level=job.level,
-            val_bpb=job.result["val_bpb"],
-            artifact_bytes=job.result["artifact_bytes"],
-            feasible=job.result["artifact_bytes"] <= self.problem.cap_bytes,
-        )
+        bpb, size = job.result["val_bpb"], job.result["artifact_bytes"]
+        seen = Observation(params=job.params, level=job.level)  # it diverged
+        if math.isfinite(bpb):
+            fits = size <= self.problem.cap_bytes
+            seen = replace(seen, val_bpb=bpb, artifact_bytes=size, feasible=fits)
+        self.history[self.place[id(job)]] = seen
 
 
 class OursAnywhere(Ours):
