@@ -41,7 +41,7 @@ test: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf $(RUN) $(SUBMISSION) $(DATA) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

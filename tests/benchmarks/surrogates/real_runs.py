@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from make_real_runs import PARAMS
 
 from search.encode import Array, Encoder
 from space.params import Scalar
@@ -24,7 +25,7 @@ from space.spaces import named_space
 
 NAME = "real_runs"
 TABLE = Path(__file__).parent.parent / "real_runs.csv"
-SPACE = named_space("tiny").params
+SPACE = PARAMS
 CONTROL = dict(named_space("tiny").control)
 FULL_GPU_SECONDS = 4800.0  # as if a full budget were a full run, so that tables of all problems look alike
 ENCODER = Encoder(SPACE)
