@@ -329,7 +329,8 @@ class Driver:
             return False
         self._records[record.spec.trial_id] = record
         books = account(self.study, self.records, elapsed=self._clock())
-        if not books.affords(rung, seeds=len(again.seeds), top=rung == self.study.rungs[-1], new=False):
+        seeds = len(again.seeds) - again.seeds_done
+        if not books.affords(rung, seeds=seeds, top=rung == self.study.rungs[-1], new=False):
             return False
         folder = trial_dir(self.study, record.spec.trial_id)
         (folder / RESULT_FILE).rename(earlier_result(folder, record.spec.attempt))
