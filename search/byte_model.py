@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import log_ndtr
@@ -25,11 +25,22 @@ NUM_FORECASTS = 160  # of random points, once
 NUM_RECENT = 160  # of the history's configurations, which lie where the search is
 MAX_RUNS = 320
 MIN_RUNS = 4  # measured artifacts before anything is predicted from them
+REFIT_GROWTH = 1.3  # hyperparameters are fitted to runs again when there are so many times as many
 NOISE = 0.02  # prior median of what the process does not explain, in standard deviations of log(bytes)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FittedBytes:
+    """Hyperparameters of log(bytes), its centre and spread, and how many results they were taken from."""
+
+    num_results: int
+    theta: tuple[float, ...]  # logarithms, in the order of `gaussian_process.Hyper`
+    centre: float
+    spread: float
+
+
 class ByteModel:
-    """What is known about bytes. Keeps forecasts between calls."""
+    """What is known about bytes: a function of the history, the seed and `fitted`; the rest is caches."""
 
     def __init__(
         self, encoder: Encoder, layout: Layout, *, cap_bytes: float, forecast: Forecast | None, seed: int
@@ -40,12 +51,20 @@ class ByteModel:
         one_level = replace(layout, distances=(0.0,))
         self._layout = replace(one_level if forecast else layout, noise=NOISE)
         self._known: dict[bytes, float] = {}
-        self._theta: Array | None = None
-        self._num_fitted = 0
-        self._num_built = 0
+        self._num_built = -1  # results, or rows of the history, behind the posterior
         self._posterior: Posterior | None = None
         self._random: Array | None = None
-        self._centre, self._spread = 0.0, 1.0
+        self.fitted: FittedBytes | None = None
+
+    @property
+    def memory(self) -> FittedBytes | None:
+        """What depends on when it was fitted: hyperparameters from runs. Those from forecasts follow from the seed."""
+        return self.fitted if self._forecast is None else None
+
+    def recall(self, fitted: FittedBytes | None) -> None:
+        """Take up a predecessor's memory."""
+        if fitted is not None and self._forecast is None and len(fitted.theta) == len(self._layout.prior()[0]):
+            self.fitted = fitted
 
     def exact(self, row: Array) -> float | None:
         """Forecast bytes of one snapped row of units; None where nobody can say."""
@@ -64,48 +83,57 @@ class ByteModel:
             self._learn_forecasts(history)
         else:
             self._learn_runs(history)
-        if self._posterior is None:
+        if self._posterior is None or self.fitted is None:
             return np.zeros(len(units))
         top = self._layout.num_rungs - 1
         means, cov = self._posterior.joint(self._encoder.features(units), (top,))
         variance = np.maximum(cov[:, 0, 0], 0) + self._posterior.kernel.hyper.noise[top] ** 2
-        limit = (math.log(self._cap) - self._centre) / self._spread
+        limit = (math.log(self._cap) - self.fitted.centre) / self.fitted.spread
         return np.asarray(log_ndtr((limit - means[:, 0]) / np.sqrt(variance)))
 
     def _learn_forecasts(self, history: History) -> None:
-        """From random points and the newest configurations of the history."""
+        """From random points, which hyperparameters are fitted to, and the newest configurations.
+
+        Those are counted at the first rung, where configurations enter: the rows of one rung only ever grow at their
+        end, so that the first sixteen, thirty-two and so on are the same ones whenever they are looked at.
+        """
         if self._random is None:
             rng = np.random.default_rng([self._seed, 1])
             self._random = self._encoder.snap(rng.random((NUM_FORECASTS, len(self._encoder.params))))
-        if self._posterior is not None and len(history) < self._num_built + 16:
+            self.fitted = self._fit(self._random, self._forecast_logs(self._random), np.zeros(NUM_FORECASTS, np.int64))
+        entered = np.flatnonzero(history.levels == 0)
+        count = len(entered) // 16 * 16
+        if count == self._num_built:
             return
-        self._num_built = len(history) // 16 * 16
-        units = np.concatenate([self._random, history.units[: self._num_built][-NUM_RECENT:]])
-        logs = np.log([self.exact(row) or 1.0 for row in units])
-        self._build(units, logs, np.zeros(len(units), dtype=np.int64))
+        self._num_built = count
+        units = np.concatenate([self._random, history.units[entered[:count][-NUM_RECENT:]]])
+        self._build(units, self._forecast_logs(units), np.zeros(len(units), dtype=np.int64))
+
+    def _forecast_logs(self, units: Array) -> Array:
+        return np.log([self.exact(row) or 1.0 for row in units])
 
     def _learn_runs(self, history: History) -> None:
+        """From measured artifacts; hyperparameters again and again while these are few."""
         told = [i for i, run in enumerate(history.runs) if run.artifact_bytes]
-        if len(told) < MIN_RUNS or (self._posterior is not None and len(told) == self._num_built):
+        if len(told) < MIN_RUNS or len(told) == self._num_built:
             return
+        self._num_built = len(told)
         kept = np.array(told[-MAX_RUNS:])
         logs = np.log([max(history.runs[i].artifact_bytes or 1.0, 1.0) for i in kept])
-        self._build(history.units[kept], logs, history.levels[kept])
-        self._num_built = len(told)
+        units, levels = history.units[kept], history.levels[kept]
+        if self.fitted is None or len(kept) >= REFIT_GROWTH * self.fitted.num_results:
+            self.fitted = self._fit(units, logs, levels)
+        self._build(units, logs, levels)
+
+    def _fit(self, units: Array, logs: Array, levels: Ints) -> FittedBytes:
+        """Hyperparameters, searched from those before; centre and spread."""
+        centre, spread = float(np.median(logs)), max(float(np.std(logs)), 1e-3)
+        data = Data(self._encoder.features(units), levels, (logs - centre) / spread)
+        start = None if self.fitted is None else np.array(self.fitted.theta)
+        theta = fit(data, self._layout, start=start, max_iterations=40)
+        return FittedBytes(num_results=len(logs), theta=tuple(float(t) for t in theta), centre=centre, spread=spread)
 
     def _build(self, units: Array, logs: Array, levels: Ints) -> None:
-        if self._is_due(len(logs)):
-            self._centre = float(np.median(logs))
-            self._spread = max(float(np.std(logs)), 1e-3)
-        data = Data(self._encoder.features(units), levels, (logs - self._centre) / self._spread)
-        if self._is_due(len(logs)):
-            self._theta = fit(data, self._layout, start=self._theta, max_iterations=40)
-            self._num_fitted = len(logs)
-        assert self._theta is not None  # the first time it is due
-        self._posterior = Posterior(data, self._theta, self._layout)
-
-    def _is_due(self, count: int) -> bool:
-        """Whether hyperparameters are fitted: once to forecasts, again and again to the few and growing runs."""
-        if self._theta is None or self._forecast is not None:
-            return self._theta is None
-        return count >= 1.3 * self._num_fitted
+        assert self.fitted is not None  # whoever builds has fitted
+        data = Data(self._encoder.features(units), levels, (logs - self.fitted.centre) / self.fitted.spread)
+        self._posterior = Posterior(data, np.array(self.fitted.theta), self._layout)

@@ -72,7 +72,6 @@ class Driver:
         self._note = partial(note, study)
         self._in_flight: set[str] = set()
         self._git_commit = git_commit()
-        self._infeasible_in_a_row = 0
         self.why_done = ""  # what stopped a study before its ladder was climbed
         self._sampler = Sampler(study, self.space, forecast=self._maker.forecast)
         self._take_up()
@@ -108,7 +107,6 @@ class Driver:
             if not isinstance(chosen, TrialSpec):
                 return chosen
             if chosen.predicted_bytes <= self.study.caps.artifact_bytes:
-                self._infeasible_in_a_row = 0
                 self._in_flight.add(chosen.trial_id)
                 for stale in (STOP_FILE, RESULT_FILE):  # a result is of the time before more seeds were added
                     (trial_dir(self.study, chosen.trial_id) / stale).unlink(missing_ok=True)
@@ -163,12 +161,19 @@ class Driver:
                     f"{trial_id} is suspicious: {reason}. A leak or a broken metric is more likely than a discovery; "
                     f"look at it, then say `pgolf search {folder} --accept {trial_id}` or --reject {trial_id}"
                 )
-        if self._infeasible_in_a_row < self.study.max_infeasible:
+        refused = self._refused_in_a_row()
+        if refused < self.study.max_infeasible:
             return ""
         return (
-            f"{self._infeasible_in_a_row} configurations in a row were forecast over the cap of "
-            f"{self.study.caps.artifact_bytes:,} bytes; raise caps.artifact_bytes or search a smaller space"
+            f"{refused} configurations in a row were forecast over the cap of {self.study.caps.artifact_bytes:,} "
+            "bytes; raise caps.artifact_bytes, search a smaller space by another name, or raise max_infeasible to go on"
         )
+
+    def _refused_in_a_row(self) -> int:
+        """Forecasts over a cap since anything was started at the first rung."""
+        entered = [r for r in self.records if r.spec.rung == self.study.rungs[0].name]
+        last = max((r.spec.number for r in entered if r.status != "infeasible"), default=-1)
+        return sum(r.spec.number > last for r in entered)
 
     def _unfinished(self) -> TrialSpec | None:
         """A trial that nobody works on and that has no result: its driver or its worker was killed."""
@@ -248,7 +253,8 @@ class Driver:
         for label, params in ((point.label, point.params) for point in self._starts):
             if label not in entered:
                 return self._spec(rung, self._sampler.add(rung.name, params, origin=label), params, label=label)
-        for _ in range(DUPLICATES):
+        entered_before = max((r.spec.number for r in self.records if r.spec.rung == rung.name), default=-1) + 1
+        while (number := self._sampler.next_number(rung.name)) < entered_before + DUPLICATES:  # also by a killed driver
             number, params = self._sampler.ask(rung.name)
             if point_key(self.space, params) not in self._tried:
                 return self._spec(rung, number, params)
@@ -313,7 +319,6 @@ class Driver:
         result = TrialResult(status="infeasible", error=error)
         write_json(trial_dir(self.study, spec.trial_id) / RESULT_FILE, result)
         self._learn(TrialRecord(spec=spec, result=result))
-        self._infeasible_in_a_row += 1
 
     def _retry(self, record: TrialRecord) -> bool:
         """Make a trial that suffered a fault unfinished again, if it may have a second attempt and can afford it."""
@@ -324,7 +329,8 @@ class Driver:
             return False
         self._records[record.spec.trial_id] = record
         books = account(self.study, self.records, elapsed=self._clock())
-        if not books.affords(rung, seeds=len(again.seeds), top=rung == self.study.rungs[-1], new=False):
+        seeds = len(again.seeds) - again.seeds_done
+        if not books.affords(rung, seeds=seeds, top=rung == self.study.rungs[-1], new=False):
             return False
         folder = trial_dir(self.study, record.spec.trial_id)
         (folder / RESULT_FILE).rename(earlier_result(folder, record.spec.attempt))
@@ -339,8 +345,6 @@ class Driver:
         """Take a result in; the sampler hears of it unless it is suspicious or its race goes on."""
         assert record.result is not None
         self._records[record.spec.trial_id] = record
-        if record.status == "complete":
-            self._infeasible_in_a_row = 0
         if self._may_tell(record):
             self._sampler.tell(record)
         if len(record.spec.seeds) > 1 and record.status == "complete":

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pgolf_model.config import RunConfig
-from search.promote import planned_trials
+from search.budget import account, worst_seconds
+from search.promote import most_trials, planned_trials
 from search.race import control_seeds
+from search.retry import ATTEMPTS
 from search.study import StudyConfig
 from space.hardware import HARDWARE_FILE, Hardware, load_hardware
 from space.spaces import named_space
@@ -19,14 +21,15 @@ class RungPlan:
     """One rung's share of the plan."""
 
     name: str
-    trials: int  # most trials it can run
-    runs: int  # trials times seeds
+    trials: int  # it wants
+    most_trials: int  # it can get, when early promotions are overtaken
+    runs: int  # of the trials it wants: times seeds
     budget: str  # "600 s" or "500 steps"
     cpus: float  # per trial
     gpus: float  # per trial
     processes: int  # torchrun ranks per trial
     train_gpu_hours: float | None  # training alone; None for budgets in steps, whose seconds depend on the machine
-    worst_gpu_hours: float  # every run until its timeout
+    worst_gpu_hours: float  # of the most trials: every run until its timeout, one run of each trial twice
     worst_dollars: float
     control: SpeedEstimate | None = None  # forecast of the control's run; None where the hardware is unknown
 
@@ -39,26 +42,32 @@ class StudyPlan:
     space: str
     artifact_bytes_cap: int
     rungs: tuple[RungPlan, ...]
-    worst_gpu_hours: float
+    worst_gpu_hours: float  # what trials can cost at most: the rungs' together, or the budget where that is less
     worst_dollars: float
     budget: str  # the limits, in words
 
 
 def plan(study: StudyConfig, hardware: Hardware | None = None) -> StudyPlan:
-    """The plan of a study; needs no data, no GPU and no Ray."""
+    """The plan of a study; needs no data, no GPU and no Ray.
+
+    The worst case is a bound: time lost to a killed driver or node, which nobody counts, is all that can come on top.
+    """
     space = named_space(study.space) if hardware else None
     rungs = []
-    for rung, trials in zip(study.rungs, planned_trials(study), strict=True):
-        runs = trials * len(rung.seeds)
+    for rung, trials, most in zip(study.rungs, planned_trials(study), most_trials(study), strict=True):
+        of_control = 0
         if rung is study.rungs[0] and study.control:
-            runs += len(control_seeds(study, rung)) - len(rung.first_seeds)
-        worst = runs * rung.timeout * rung.gpus / 3600
+            of_control = max(0, len(control_seeds(study, rung)) - len(rung.seeds))
+        runs = trials * len(rung.seeds) + of_control
+        lost = ATTEMPTS - 1  # seeds that finished are kept, so that each attempt but the last costs one run in vain
+        worst = worst_seconds(rung, most * (len(rung.seeds) + lost) + of_control) * rung.gpus / 3600
         limits = [f"{rung.steps} steps"] if rung.steps else []
         limits += [f"{rung.seconds:g} s"] if rung.seconds else []
         rungs.append(
             RungPlan(
                 name=rung.name,
                 trials=trials,
+                most_trials=most,
                 runs=runs,
                 budget=" or ".join(limits),
                 cpus=rung.cpus,
@@ -70,13 +79,14 @@ def plan(study: StudyConfig, hardware: Hardware | None = None) -> StudyPlan:
                 control=rung_speed(rung, space.build(space.control), hardware) if space and hardware else None,
             )
         )
+    worst_gpu_hours = min(sum(r.worst_gpu_hours for r in rungs), account(study, ()).gpu_hours_limit)
     return StudyPlan(
         study=study.name,
         space=study.space,
         artifact_bytes_cap=study.caps.artifact_bytes,
         rungs=tuple(rungs),
-        worst_gpu_hours=sum(r.worst_gpu_hours for r in rungs),
-        worst_dollars=sum(r.worst_dollars for r in rungs),
+        worst_gpu_hours=worst_gpu_hours,
+        worst_dollars=worst_gpu_hours * study.dollars_per_gpu_hour,
         budget=describe_limits(study),
     )
 
@@ -120,17 +130,19 @@ def describe(study: StudyPlan) -> str:
     """The plan as a plain table."""
     lines = [
         f"study {study.study}: space {study.space}, cap {study.artifact_bytes_cap:,} bytes",
-        f"{'rung':<10}{'trials':>7}{'runs':>6}  {'budget':<16}{'cpus':>5}{'gpus':>6}{'ranks':>6}"
+        f"{'rung':<10}{'trials':>7}{'most':>6}{'runs':>6}  {'budget':<16}{'cpus':>5}{'gpus':>6}{'ranks':>6}"
         f"{'train GPU-h':>13}{'worst GPU-h':>13}{'worst $':>10}",
     ]
     for r in study.rungs:
         train = "-" if r.train_gpu_hours is None else f"{r.train_gpu_hours:.2f}"
         lines.append(
-            f"{r.name:<10}{r.trials:>7}{r.runs:>6}  {r.budget:<16}{r.cpus:>5g}{r.gpus:>6g}{r.processes:>6}"
-            f"{train:>13}{r.worst_gpu_hours:>13.2f}{r.worst_dollars:>10.2f}"
+            f"{r.name:<10}{r.trials:>7}{r.most_trials:>6}{r.runs:>6}  {r.budget:<16}"
+            f"{r.cpus:>5g}{r.gpus:>6g}{r.processes:>6}{train:>13}{r.worst_gpu_hours:>13.2f}{r.worst_dollars:>10.2f}"
         )
-    worst = f"{study.worst_gpu_hours:.1f} GPU-hours, ${study.worst_dollars:.2f}"
-    lines.append(f"worst case (every run until its timeout): {worst}")
+    ladder, most = sum(r.worst_gpu_hours for r in study.rungs), study.worst_gpu_hours
+    allowed = f"; the budget allows {most:.1f}" if most < ladder else ""
+    worst = f"{ladder:.1f} GPU-hours{allowed}, ${study.worst_dollars:.2f}"
+    lines.append(f"worst case (most trials, every run until its timeout, one of each trial's twice): {worst}")
     lines.append(f"budget: {study.budget}")
     for r in study.rungs:
         if r.control:

@@ -144,6 +144,11 @@ def promotable(
     if not settled:
         controls = {r.spec.number for r in feasible if r.spec.label == CONTROL}
         waiting = waiting[: max(0, wanted - len(started - controls))]
+    most = dict(zip((rung.name for rung in study.rungs), most_trials(study), strict=True))[upper.name]
+    expected = control or [r for r in below if r.spec.label == CONTROL and r.result is None]
+    room = max(0, most - len(above) - len(expected))  # for others than the control, which always goes up
+    others = [r for r in waiting if r.spec.label != CONTROL][room:]
+    waiting = [r for r in waiting if r not in others]
     return waiting + [r for r in control if r not in waiting]
 
 
@@ -235,14 +240,20 @@ def by_rung(study: StudyConfig, records: Sequence[TrialRecord]) -> dict[str, lis
 
 
 def planned_trials(study: StudyConfig) -> tuple[int, ...]:
-    """Most trials each rung wants, for budgets and plans: while no proxy has proved good.
-
-    A trial that was promoted early and then overtaken comes on top.
-    """
+    """Trials each rung wants while no proxy has proved good. Those promoted early and then overtaken come on top."""
     counts = [study.rungs[0].trials]
     for rung in study.rungs[1:]:
         most = max(rung.min_promote, ceil(rung.most_kept * counts[-1] - 1e-9)) + (1 if study.control else 0)
         counts.append(min(counts[-1], most))
+    return tuple(counts)
+
+
+def most_trials(study: StudyConfig) -> tuple[int, ...]:
+    """Most trials each rung can get: every one that was promoted early has been overtaken."""
+    planned = planned_trials(study)
+    counts = [planned[0]]
+    for wanted in planned[1:]:
+        counts.append(min(counts[-1], 2 * wanted - (1 if study.control else 0)))
     return tuple(counts)
 
 

@@ -58,7 +58,7 @@ def deserves_seed(study: StudyConfig, records: Sequence[TrialRecord]) -> TrialRe
     """
     rung = study.rungs[-1]
     here = [r for r in records if r.spec.rung == rung.name]
-    if not rung.race_from or any(r.result is None and not r.spec.seeds_done for r in here):
+    if not rung.race_from or any(r.result is None and r.spec.seeds_done < len(rung.first_seeds) for r in here):
         return None
     racing = [r for r in here if r.result is not None and r.feasible(study.caps)]
     if not racing:

@@ -18,10 +18,17 @@ def second_attempt(spec: TrialSpec, result: TrialResult) -> TrialSpec | None:
 
     Out of memory: with half the micro batch, so the same global batch in more passes. A timeout, and a worker or
     script that died: as it was. An exception in the script is its own and would come again.
+    Seeds that finished are kept, and their seconds are in the next result: only what is lost is an earlier attempt's.
     """
     if spec.attempt >= ATTEMPTS or result.status not in ("failed", "timeout"):
         return None
-    again = replace(spec, attempt=spec.attempt + 1, earlier_seconds=spec.earlier_seconds + result.seconds)
+    lost = result.seconds - sum(run.total_seconds for run in result.runs)
+    again = replace(
+        spec,
+        attempt=spec.attempt + 1,
+        earlier_seconds=spec.earlier_seconds + max(0.0, lost),
+        seeds_done=max(spec.seeds_done, len(result.runs)),
+    )
     if result.status == "failed" and OUT_OF_MEMORY.search(result.error):
         train = spec.config.train
         smaller = max(train.seq_len, train.micro_batch_tokens // 2)

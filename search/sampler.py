@@ -111,6 +111,8 @@ class Sampler:
             cap_bytes=self._study.caps.artifact_bytes,
             forecast=forecast,
             seed=self._study.seed,
+            folder=self._study.dir,
+            ghosts=self._ghosts,
         )
         for rung in rungs:
             surrogate.watch(rung, self._studies[rung])
@@ -134,6 +136,11 @@ class Sampler:
         if self._surrogate is None:
             return None
         return self._surrogate.advise(starts=starts, climbs=climbs, remaining=remaining)
+
+    @_names_the_storage
+    def next_number(self, rung: str) -> int:
+        """Of the trial that is asked for or added next."""
+        return self._ghosts.get(rung, len(self._studies[rung].get_trials(deepcopy=False)))
 
     @_names_the_storage
     def ask(self, rung: str) -> tuple[int, dict[str, Scalar]]:

@@ -38,7 +38,7 @@ from pgolf_model.config import RunConfig
 from search.bundle import bundle
 from search.driver import Driver
 from search.events import Event, Finished, Started
-from search.ledger import TrialRecord, trial_dir
+from search.ledger import TrialRecord, read_records, trial_dir
 from search.local import refuse_impossible
 from search.maker import WORLD_FILE, Made, study_space
 from search.points import complete_point
@@ -216,8 +216,9 @@ def plain_space(params: Sequence[Param], *, control: Mapping[str, Scalar] | None
 
 
 def simulated_driver(study: StudyConfig, world: World) -> tuple[Driver, SimulatedClock]:
-    """The brain of a study, over a world, and the clock by which it lives."""
-    clock = SimulatedClock()
+    """The brain of a study, over a world, and the clock by which it lives: it goes on from where a killed one was."""
+    spans = {(s.trial_id, s.attempt, s.num_seeds): s for s in read_spans(study)}
+    clock = SimulatedClock(now=_recovered(spans, read_records(study)))
     maker = SimulatedMaker(world=world, space=world.space or study_space(study), cap_bytes=study.caps.artifact_bytes)
     return Driver(study, maker, clock=clock), clock
 
@@ -237,7 +238,6 @@ def run_simulated(driver: Driver, world: World, clock: SimulatedClock) -> Genera
     refuse_impossible(study, cpus=cpus, gpus=gpus)
     log = study.dir / LOG_FILE
     spans = {(s.trial_id, s.attempt, s.num_seeds): s for s in read_spans(study)}
-    clock.now = _recovered(spans, driver.records)
     order = {rung.name: i for i, rung in enumerate(study.rungs)}
     queue: list[tuple[float, int, int, TrialSpec, TrialResult]] = []
     waiting: list[TrialSpec] = []

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from search.byte_model import ByteModel, Forecast
+from search.byte_model import ByteModel, FittedBytes, Forecast
 from search.candidates import farthest, mutate, pool, random_points
 from search.encode import Array, Encoder
 from search.gaussian_process import Data, Layout, Posterior, fit, log_expected_improvement
@@ -52,14 +52,22 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fitted:
-    """Hyperparameters and how many results they were fitted to. Whoever keeps them resumes where it stopped."""
+    """Hyperparameters and how many results they were fitted to."""
 
     num_results: int
     theta: tuple[float, ...]  # logarithms, in the order of `gaussian_process.Hyper`
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """The newest fits, which depend on when they were made. Whoever keeps them resumes where it stopped."""
+
+    scores: Fitted | None = None
+    bytes: FittedBytes | None = None
+
+
 class Surrogate:
-    """The model of one study. It decides from the history it is given, its seed and `fitted`; the rest is caches."""
+    """The model of one study. It decides from the history it is given, its seed and `memory`; the rest is caches."""
 
     def __init__(
         self,
@@ -93,9 +101,16 @@ class Surrogate:
         self.fitted: Fitted | None = None
 
     @property
-    def num_hyperparameters(self) -> int:
-        """Length of `Fitted.theta`."""
-        return len(self._layout.prior()[0])
+    def memory(self) -> Memory:
+        """What it knows beside the history."""
+        return Memory(scores=self.fitted, bytes=self._bytes.memory)
+
+    def recall(self, memory: Memory) -> None:
+        """Take up what a predecessor knew; fits of a model of another shape are made anew."""
+        shape = len(self._layout.prior()[0])
+        if memory.scores is not None and len(memory.scores.theta) == shape:
+            self.fitted = memory.scores
+        self._bytes.recall(memory.bytes)
 
     def propose(
         self,

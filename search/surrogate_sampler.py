@@ -3,6 +3,8 @@
 Optuna's trials are the memory: parameters, value, constraints, and the user attributes that `sampler.Sampler` writes
 (`status`, `artifact_bytes`, `gpu_seconds`). A trial that was refused by its forecast never ran and teaches nothing
 here: the model does not propose what is known not to fit.
+What the trials do not say, the hyperparameters that were fitted some results ago, is kept in a file: a successor of a
+killed driver proposes what its predecessor would have proposed.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,10 +22,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.byte_model import Forecast
 from search.history import Level, Observation
-from search.surrogate import Fitted, Proposal, Surrogate
+from search.surrogate import Memory, Proposal, Surrogate
 from space.params import Param
+from trials.spec import read_noun, write_json
 
-FITTED_ATTR = "surrogate"  # of the first rung's study: the newest hyperparameters
+MEMORY_FILE = "surrogate.json"  # in the study's folder: the model's newest fits
 RAN_IN_VAIN = ("failed", "diverged", "timeout")  # statuses of trials that cost GPU-seconds and have no score
 
 
@@ -48,12 +52,16 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
         forecast: Forecast | None = None,
         seed: int = 0,
         num_initial: int = 0,
+        folder: Path | None = None,
+        ghosts: Mapping[str, int] | None = None,
     ) -> None:
         """Set the question; `watch` then says which study is which rung.
 
         Args:
             distributions: of every parameter, as they are suggested.
             computes: training compute of a run at each rung, by name, lowest rung first.
+            folder: where the model's memory is kept; nowhere by default.
+            ghosts: rung -> a trial that was entered and never started; it counts for nothing. Read at every proposal.
         """
         self._rungs = tuple(computes)
         self._computes = computes
@@ -62,25 +70,25 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
         self._ended: dict[tuple[str, int], Observation | None] = {}  # finished trials never change
         self._costs: dict[str, list[float]] = {rung: [] for rung in self._rungs}
         self._independent = optuna.samplers.RandomSampler(seed=seed)
+        self._ghosts = {} if ghosts is None else ghosts
         self._model = Surrogate(
             params, self._levels(), cap_bytes=cap_bytes, forecast=forecast, seed=seed, num_initial=num_initial
         )
+        self._memory_file = None if folder is None else folder / MEMORY_FILE
+        if self._memory_file is not None and self._memory_file.exists():
+            self._model.recall(read_noun(Memory, self._memory_file))
 
     def watch(self, rung: str, study: optuna.Study) -> None:
         """Take in a rung's study, and sample for it."""
         self._studies[rung] = study
         study.sampler = self
-        kept = study.user_attrs.get(FITTED_ATTR)
-        if kept and len(kept[1]) == self._model.num_hyperparameters:
-            self._model.fitted = Fitted(num_results=int(kept[0]), theta=tuple(float(t) for t in kept[1]))
 
     def _propose(self, runs: Sequence[Observation], **options: Any) -> Proposal | None:
-        """The model's proposal; new hyperparameters are kept in the first rung's study for a successor."""
-        before = self._model.fitted
+        """The model's proposal; new fits are kept for a successor before anybody acts on them."""
+        before = self._model.memory
         proposal = self._model.propose(runs, **options)
-        fitted = self._model.fitted
-        if fitted is not None and fitted != before:
-            self._studies[self._rungs[0]].set_user_attr(FITTED_ATTR, [fitted.num_results, list(fitted.theta)])
+        if self._memory_file is not None and self._model.memory != before:
+            write_json(self._memory_file, self._model.memory)
         return proposal
 
     def advise(self, *, starts: Sequence[str], climbs: Sequence[str], remaining: float = math.inf) -> Advice | None:
@@ -123,12 +131,12 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def _history(self, without: tuple[str, int] | None = None) -> tuple[list[tuple[str, int]], list[Observation]]:
-        """Every run of every rung with its (rung, number)."""
+        """Every run of every rung with its (rung, number), by rung and number: not in the order it was learnt in."""
         keys, runs = [], []
         for rung, study in self._studies.items():
             for trial in study.get_trials(deepcopy=False):
                 key = (rung, trial.number)
-                if key == without:
+                if key == without or self._ghosts.get(rung) == trial.number:
                     continue
                 if key not in self._ended or not trial.state.is_finished():
                     seen = self._observation(trial, self._rungs.index(rung))

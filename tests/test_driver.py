@@ -187,6 +187,9 @@ def test_a_forecast_over_the_cap_is_told_without_training(study: StudyConfig) ->
     assert all(r.status == "infeasible" for r in read_records(tight)), "nothing this small exists"
     refused = [r for r in read_records(tight) if r.status == "infeasible"]
     assert len(refused) >= 5
+    with pytest.raises(ValueError, match="or raise max_infeasible to go on"):
+        Driver(tight).next()  # a new process counts what the old one has seen
+    assert len(read_records(tight)) == len(refused)
     for trial in optuna_studies(tight)["proxy"].trials:
         if trial.state == optuna.trial.TrialState.PRUNED:
             assert trial.constraints["artifact_bytes"] > 0

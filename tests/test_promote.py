@@ -6,15 +6,18 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf_model.config import RunConfig
 from search.analysis import hypervolume
+from search.budget import GRACE_SECONDS, account
 from search.ledger import CONTROL, TrialRecord
 from search.plan import describe, plan
 from search.promote import Ask, Done, Promote, Wait, best_places, decide, promotable, ranking
-from search.study import Caps, StudyConfig
+from search.race import SEEDS
+from search.simulate import simulate
+from search.study import Caps, Limits, StudyConfig
 from space.params import FloatParam, Space
 from trials.rungs import Rung
 from trials.spec import SeedRun, TrialResult, TrialSpec
@@ -253,6 +256,70 @@ def test_the_plan_counts_every_seed_to_its_timeout() -> None:
     study = StudyConfig(name="s", space="tiny", data=("d",), rungs=rungs, dollars_per_gpu_hour=2.0)
     planned = plan(study)
     assert [r.runs for r in planned.rungs] == [8, 6]  # two promoted and the control, two seeds each
-    assert planned.rungs[1].worst_gpu_hours == 6 * 8 * 0.5
-    assert planned.worst_dollars == 2 * (8 * 2400 / 3600 + 24)
+    assert [r.most_trials for r in planned.rungs] == [8, 5]  # two promoted early and both overtaken, and the control
+    assert planned.rungs[1].worst_gpu_hours == pytest.approx(5 * (2 + 1) * 8 * 1805 / 3600)
+    assert planned.worst_dollars == pytest.approx(2 * (8 * 2 * 2405 + 5 * 3 * 8 * 1805) / 3600)
+    assert plan(replace(study, budget=Limits(gpu_hours=30))).worst_gpu_hours == 30
     assert "full" in describe(planned)
+    assert "; the budget allows 30.0, $60.00" in describe(plan(replace(study, budget=Limits(gpu_hours=30))))
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 10**6),
+    trials=st.integers(1, 9),
+    keep=st.sampled_from((0.1, 0.34, 0.5, 1.0)),
+    min_promote=st.integers(0, 3),
+    num_seeds=st.integers(1, 4),
+    race=st.booleans(),
+    control=st.booleans(),
+    control_seeds=st.integers(1, 3),
+    sampler=st.sampled_from(("random", "surrogate")),
+    trouble=st.floats(0, 1),
+    gpu_hours=st.sampled_from((0.0, 20.0, 100.0)),
+)
+def test_no_study_costs_more_than_its_dry_run_says(
+    seed, trials, keep, min_promote, num_seeds, race, control, control_seeds, sampler, trouble, gpu_hours
+) -> None:
+    """Whatever fails, times out or is overtaken: neither the books nor the simulated cluster show more, on any rung."""
+    upper = {"keep": keep, "min_promote": min_promote, "seconds": 590, "timeout_seconds": 700}
+    rungs = (
+        Rung(name="proxy", trials=trials, seconds=590, gpus=1, timeout_seconds=700),
+        Rung(name="full", gpus=4, processes=4, **upper),
+        Rung(name="top", gpus=8, processes=8, seeds=SEEDS[:num_seeds], race_from=min(2, num_seeds) * race, **upper),
+    )
+    study = StudyConfig(
+        name="s", space="tiny", data=("d",), rungs=rungs, control=control, control_seeds=control_seeds,
+        sampler=sampler, anomaly_ratio=0.0, gpus=24, budget=Limits(gpu_hours=gpu_hours),
+    )  # fmt: skip
+
+    def evaluate(params, *, rung: str, fidelity: float, seed: int) -> dict[str, float]:
+        rng = random.Random(repr((sorted(params.items()), rung, seed)))
+        if rng.random() < trouble / 4:
+            raise MemoryError("out of memory")
+        late = rng.random() < trouble
+        return {
+            "val_bpb": rng.random() + 1,
+            "artifact_bytes": 1.0,
+            "train_seconds": 1e9 if late else 700 * rng.random(),
+        }
+
+    trace = simulate(study, evaluate, KNOBS.params, seed=seed)
+    planned = plan(trace.study)
+    assert trace.gpu_seconds / 3600 <= planned.worst_gpu_hours + 1e-9
+    assert account(trace.study, trace.records).spent_gpu_hours == pytest.approx(trace.gpu_seconds / 3600)
+    for rung in planned.rungs:
+        mine = [r for r in trace.records if r.spec.rung == rung.name]
+        assert len(mine) <= rung.most_trials
+        assert account(trace.study, mine).spent_gpu_hours <= rung.worst_gpu_hours + 1e-9
+
+
+def test_a_study_of_nothing_but_timeouts_costs_what_its_dry_run_says() -> None:
+    """The bound is reached, but for the seconds that a worker may take to stop a run."""
+    rungs = (Rung(name="a", trials=5, seconds=9, gpus=2, processes=2),)
+    study = StudyConfig(name="s", space="tiny", data=("d",), rungs=rungs)
+    late = {"val_bpb": 1.0, "artifact_bytes": 1.0, "train_seconds": 1e9}
+    trace = simulate(study, lambda params, *, rung, fidelity, seed: late, KNOBS.params)
+    (rung,) = study.rungs
+    share = rung.timeout / (rung.timeout + GRACE_SECONDS)
+    assert trace.gpu_seconds / 3600 == pytest.approx(plan(study).worst_gpu_hours * share)

@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_simulate import SPACE, STUDY
+from test_race import RACE
+from test_simulate import SPACE, STUDY, evaluate
 
 from pgolf_model.config import RunConfig
+from search.budget import account
 from search.driver import Driver
 from search.ledger import read_records, trial_dir
 from search.maker import script_maker
+from search.race import SEEDS
 from search.retry import earlier_result, second_attempt
 from search.simulate import simulate
 from search.study import Caps, Limits, StudyConfig
@@ -76,6 +79,20 @@ def test_the_second_attempt_ships_the_script_it_runs(tmp_path: Path, tiny_data: 
     assert driver.next().trial_id != first.trial_id, "recorded as failed"
     (record, _) = read_records(study)
     assert record.status == "failed"
+
+
+def test_the_books_count_every_gpu_second_of_several_seeds_once() -> None:
+    """Finalists run up to six seeds, some of which never end: what the books say is what the cluster was held for."""
+
+    def flaky(params, *, rung: str, fidelity: float, seed: int) -> dict[str, float]:
+        slow = params["depth"] % 2 and seed in (SEEDS[1], SEEDS[3])
+        return evaluate(params, rung=rung, fidelity=fidelity, seed=seed) | ({"train_seconds": 1e9} if slow else {})
+
+    trace = simulate(RACE, flaky, SPACE)
+    assert {(r.status, r.spec.attempt) for r in trace.records if r.spec.rung == "final"} >= {("timeout", 2)}
+    assert any(r.spec.seeds_done for r in trace.records if r.status == "timeout")
+    books = account(trace.study, trace.records)
+    assert books.spent_gpu_hours == pytest.approx(trace.gpu_seconds / 3600)
 
 
 def test_a_second_attempt_that_the_budget_cannot_pay_is_not_made() -> None:

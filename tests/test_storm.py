@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import random
+import shutil
+import signal
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
@@ -17,14 +22,21 @@ from search.ledger import read_records
 from search.race import SEEDS
 from search.simulate import read_spans, simulate
 from search.study import Caps, Limits, StudyConfig, load_study
-from space.params import ChoiceParam, FloatParam, IntParam
+from space.params import ChoiceParam, FloatParam, IntParam, Param
 from trials.rungs import Rung
 
+FORK = multiprocessing.get_context("fork")  # the imports are paid once
 SPACE = (
     FloatParam(name="x", low=0.0, high=1.0, tag="scale_free"),
     FloatParam(name="lr", low=1e-3, high=1e-1, log=True, tag="step_dependent"),
     IntParam(name="depth", low=2, high=12, tag="throughput_dependent"),
     ChoiceParam(name="kind", options=("a", "b"), tag="scale_free"),
+)
+FOUR_POINTS = (
+    ChoiceParam(name="x", options=(0.1, 0.3), tag="scale_free"),
+    ChoiceParam(name="lr", options=(0.01, 0.02), tag="step_dependent"),
+    ChoiceParam(name="depth", options=(6,), tag="throughput_dependent"),
+    ChoiceParam(name="kind", options=("a",), tag="scale_free"),
 )
 STUDY = StudyConfig(
     name="storm",
@@ -55,9 +67,26 @@ def evaluate(params, *, rung: str, fidelity: float, seed: int) -> dict[str, floa
     }
 
 
-def run(folder: Path, seed: int, sampler: Literal["tpe", "surrogate"] = "tpe") -> None:
-    study = replace(STUDY, sampler=sampler)
-    simulate(study, evaluate, SPACE, seed=seed, predict_bytes=lambda p: 1e6 * p["depth"], folder=folder)
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One way to run the study."""
+
+    sampler: Literal["random", "tpe", "surrogate"]
+    forecast: bool = True  # whether bytes are known before a run
+    storage: str = ""  # SQLite in the study's folder, or "memory"
+    space: tuple[Param, ...] = SPACE
+
+    def run(self, folder: Path, seed: int) -> None:
+        """The whole study, or what is left of it."""
+        study = replace(STUDY, sampler=self.sampler, storage=self.storage)
+        predict = (lambda p: 1e6 * p["depth"]) if self.forecast else None
+        simulate(study, evaluate, self.space, seed=seed, predict_bytes=predict, folder=folder)
+
+
+TPE, TPE_IN_MEMORY = Case(sampler="tpe"), Case(sampler="tpe", storage="memory")
+MODEL, MODEL_IN_MEMORY = Case(sampler="surrogate"), Case(sampler="surrogate", storage="memory")
+BLIND = Case(sampler="surrogate", forecast=False)
+BLIND_IN_MEMORY = Case(sampler="surrogate", forecast=False, storage="memory")
 
 
 def ending(folder: Path) -> tuple[set, set]:
@@ -92,55 +121,118 @@ def assert_told_once(folder: Path) -> None:
         assert mine.keys() <= {t.number for t in told.trials}
 
 
-def storm(folder: Path, seed: int, kills: int, delay: float, sampler: Literal["tpe", "surrogate"] = "tpe") -> int:
-    """Run the study under fire; how many drivers died. Afterwards one is left alone."""
-    rng, deaths = random.Random(seed), 0
-    fork = multiprocessing.get_context("fork")  # the imports are paid once
+def storm(case: Case, folder: Path, seed: int, kills: int, delay: float) -> int:
+    """Run the study and kill -9 it at random times; how many drivers died. Afterwards one is left alone."""
+    rng = random.Random(seed)
+
+    def after_a_while(driver: BaseProcess) -> None:
+        time.sleep(rng.uniform(0, delay))
+        driver.kill()
+
+    return outlive(kills, lambda _: FORK.Process(target=case.run, args=(folder, seed)), after_a_while)
+
+
+def storm_of_effects(case: Case, folder: Path, seed: int, kills: int, most: int) -> int:
+    """Likewise, but each driver kills itself just before or just after one of its first `most` writes."""
+    rng = random.Random(seed)
+
+    def driver(deaths: int) -> BaseProcess:
+        fuse = rng.randrange(1, most) if deaths < kills else 0
+        return FORK.Process(target=run_with_a_fuse, args=(case, folder, seed, fuse, rng.random() < 0.5))
+
+    return outlive(kills, driver, lambda _: None)
+
+
+def outlive(kills: int, make: Callable[[int], BaseProcess], harm: Callable[[BaseProcess], None]) -> int:
+    """Start drivers until one reaches the end; the first `kills` of them are harmed."""
+    deaths = 0
     while True:
-        driver = fork.Process(target=run, args=(folder, seed, sampler))
+        driver = make(deaths)
         driver.start()
         if deaths < kills:
-            time.sleep(rng.uniform(0, delay))
-            driver.kill()
+            harm(driver)
         driver.join()
         if driver.exitcode == 0:
             return deaths
-        assert driver.exitcode == -9, "the driver failed by itself"
+        assert driver.exitcode == -signal.SIGKILL, "the driver failed by itself"
         deaths += 1
 
 
-def check(tmp_path: Path, seed: int, kills: int) -> int:
-    started = time.monotonic()
-    run(tmp_path / "calm", seed)
-    took = time.monotonic() - started
-    deaths = storm(tmp_path / "storm", seed, kills, delay=took / kills * 2)
+def run_with_a_fuse(case: Case, folder: Path, seed: int, fuse: int, after: bool) -> None:
+    """Run the study in this process until write number `fuse`, to a file or to Optuna; 0 is never."""
+    left = [fuse]
+
+    def burning(write: Callable[..., object]) -> Callable[..., object]:
+        def burnt(*args: object, **kwargs: object) -> object:
+            left[0] -= 1
+            if left[0] == 0 and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done = write(*args, **kwargs)
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        return burnt
+
+    os.replace = burning(os.replace)  # type: ignore[assignment]  # how every file of a study gets its name
+    Path.rename = burning(Path.rename)  # type: ignore[assignment, method-assign]
+    for storage in (optuna.storages.RDBStorage, optuna.storages.InMemoryStorage):
+        for name in ("create_new_trial", "set_trial_param", "set_trial_state_values", "set_trial_user_attr"):
+            setattr(storage, name, burning(getattr(storage, name)))
+    case.run(folder, seed)
+
+
+def assert_same(case: Case, tmp_path: Path) -> None:
+    """The study under fire ended as the calm one."""
     calm, stormy = ending(tmp_path / "calm"), ending(tmp_path / "storm")
     assert stormy == calm
-    assert_told_once(tmp_path / "storm")
-    assert {"complete", "failed", "timeout", "infeasible"} & {row[3] for row in calm[0]} >= {"complete"}
-    return deaths
+    assert {row[3] for row in calm[0]} >= {"complete"}
+    if not case.storage:
+        assert_told_once(tmp_path / "storm")
 
 
-def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [TPE, BLIND_IN_MEMORY], ids=["tpe", "model"])
+def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path, case: Case) -> None:
     """Same trials, same parameters, same scores, same simulated times; nothing lost, nothing told twice."""
-    assert check(tmp_path, seed=1, kills=5) > 0
+    started = time.monotonic()
+    case.run(tmp_path / "calm", 1)
+    took = time.monotonic() - started
+    assert storm(case, tmp_path / "storm", seed=1, kills=5, delay=took / 2) > 0
+    assert_same(case, tmp_path)
 
 
-def test_the_model_sampler_loses_nothing_either(tmp_path: Path) -> None:
-    """After a kill it may ask for other points (fits remember when they were made); every trial ends, and once."""
-    storm(tmp_path / "storm", seed=1, kills=4, delay=2.0, sampler="surrogate")
-    records = read_records(load_study(str(tmp_path / "storm")))
-    assert all(r.result is not None for r in records)
-    for r in records:
-        for done in r.result.runs if r.result else ():
-            fidelity = r.spec.config.budget.seconds / 590
-            again = evaluate(r.spec.params, rung=r.spec.rung, fidelity=fidelity, seed=done.seed)
-            assert again["artifact_bytes"] == done.model_bytes
-    assert_told_once(tmp_path / "storm")
+@pytest.mark.parametrize(
+    "case", [TPE_IN_MEMORY, MODEL_IN_MEMORY, BLIND_IN_MEMORY, BLIND], ids=["tpe", "model", "blind", "blind-sqlite"]
+)
+def test_a_study_killed_at_its_writes_ends_as_an_undisturbed_one(tmp_path: Path, case: Case) -> None:
+    """The same, with every death where it hurts: around a write to a file or to the storage."""
+    case.run(tmp_path / "calm", 1)
+    assert storm_of_effects(case, tmp_path / "storm", seed=1, kills=10, most=100) > 5
+    assert_same(case, tmp_path)
+
+
+def test_points_asked_for_in_vain_are_not_asked_for_again(tmp_path: Path) -> None:
+    """In a space of four points most that the sampler draws are known; a killed driver's draws count."""
+    case = Case(sampler="random", space=FOUR_POINTS)
+    case.run(tmp_path / "calm", 1)
+    assert storm_of_effects(case, tmp_path / "storm", seed=1, kills=8, most=200) > 2
+    assert_same(case, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 7))
-def test_fifty_kills_change_nothing(tmp_path: Path, seed: int) -> None:
-    """Five studies, ten kills each."""
-    assert check(tmp_path, seed=seed, kills=10) > 3
+@pytest.mark.parametrize(
+    "case", [TPE, TPE_IN_MEMORY, MODEL, MODEL_IN_MEMORY, BLIND, BLIND_IN_MEMORY], ids=lambda case: repr(case)
+)
+def test_fifty_kills_change_nothing(tmp_path: Path, case: Case, seed: int) -> None:
+    """Five studies of each kind: ten kills at random times, then ten around writes."""
+    started = time.monotonic()
+    case.run(tmp_path / "calm", seed)
+    took = time.monotonic() - started
+    deaths = storm(case, tmp_path / "storm", seed=seed, kills=10, delay=took / 3)
+    assert_same(case, tmp_path)
+    shutil.rmtree(tmp_path / "storm")
+    deaths += storm_of_effects(case, tmp_path / "storm", seed=seed, kills=10, most=150)
+    assert_same(case, tmp_path)
+    print(f"{deaths} deaths")
+    assert deaths > 3

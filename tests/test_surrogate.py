@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import replace
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from search.history import Level, Observation, Reader, most_telling, standardise
-from search.surrogate import Proposal, Surrogate
+from search.surrogate import Memory, Proposal, Surrogate
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Scalar, When
+from space.plain import from_plain, to_plain
 
 BOWL: tuple[Param, ...] = tuple(FloatParam(name=f"x{i}", low=0.0, high=1.0, tag="scale_free") for i in range(5))
 MIXED: tuple[Param, ...] = (
@@ -111,6 +113,30 @@ def test_the_same_seed_and_history_give_the_same_proposals() -> None:
     other = search(Surrogate(MIXED, LEVELS, cap_bytes=1e6, forecast=mixed_bytes, seed=4), mixed, 25)
     assert one == two
     assert one != other
+
+
+@pytest.mark.parametrize("forecast", [None, mixed_bytes])
+def test_a_new_process_with_the_memory_proposes_what_the_old_one_would(forecast) -> None:
+    """One model lives through 60 runs; at each of them another is made from what it remembers and the history.
+
+    The history comes by rung, as a study's does: what was learnt in between is not at its end.
+    """
+    old = Surrogate(MIXED, LEVELS, cap_bytes=2e6, forecast=forecast, seed=5)
+    runs: list[Observation] = []
+    num_fits, memory = 0, old.memory
+    for _ in range(60):
+        runs.sort(key=lambda o: o.level)
+        new = Surrogate(MIXED, LEVELS, cap_bytes=2e6, forecast=forecast, seed=5)
+        new.recall(from_plain(Memory, json.loads(json.dumps(to_plain(old.memory)))))
+        proposal = old.propose(runs)
+        assert proposal is not None
+        assert new.propose(runs) == proposal
+        assert new.memory == old.memory
+        num_fits += old.memory != memory
+        memory = old.memory
+        runs.append(finish(proposal, mixed(proposal.params), mixed_bytes(proposal.params), 2e6))
+    assert num_fits > 5
+    assert (old.memory.bytes is None) == (forecast is not None)
 
 
 def test_new_points_are_new_and_climbs_are_known() -> None:

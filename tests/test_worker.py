@@ -16,6 +16,7 @@ from submission_helper import CONFIG, finished_study
 from pgolf_model.config import RunConfig
 from search.bundle import bundle
 from search.local import worker_command
+from search.retry import second_attempt
 from trials.run import run_trial
 from trials.spec import (
     ARTIFACT_FILE,
@@ -128,9 +129,10 @@ def test_a_divergence_is_a_result(tmp_path: Path) -> None:
     script = (
         f"import json; json.dump({{'status': 'diverged', 'steps': 7, 'versions': {{}}}}, open({METRICS_FILE!r}, 'w'))"
     )
-    result = run_trial(trial_folder(tmp_path, script))
+    result = run_trial(trial_folder(tmp_path, f"import time; time.sleep(0.3); {script}"))
     assert result.status == "diverged"
     assert "after 7 steps" in result.error
+    assert result.seconds >= 0.3, "it held its GPUs"
 
 
 def test_a_run_past_its_timeout_is_stopped_with_all_it_started(tmp_path: Path) -> None:
@@ -240,6 +242,23 @@ def test_seconds_count_seeds_that_finished_before_a_restart(tmp_path: Path) -> N
     folder = trial_folder(tmp_path, ANSWER, seeds=(1, 2))
     run_trial(folder)
     assert run_trial(folder).seconds == 2.0  # what the two runs reported
+
+
+def test_a_second_attempt_keeps_finished_seeds_and_counts_every_second_once(tmp_path: Path) -> None:
+    """Seed 1 reports a second, seed 2 dies after some tenths: those are lost, the second is not paid twice."""
+    dies = f"if seed == 2:\n  import os; os.unlink('{METRICS_FILE}'); os.kill(os.getpid(), 9)"
+    folder = trial_folder(tmp_path, f"{ANSWER}\n{dies}", seeds=(1, 2))
+    spec, first = read_noun(TrialSpec, folder / SPEC_FILE), run_trial(folder)
+    assert (first.status, len(first.runs)) == ("failed", 1)
+    again = second_attempt(spec, first)
+    assert again is not None
+    assert (again.attempt, again.seeds_done) == (2, 1)
+    assert again.earlier_seconds == pytest.approx(first.seconds - 1.0)
+    write_json(folder / SPEC_FILE, again)
+    (folder / SCRIPT_FILE).write_text(ANSWER)
+    second = run_trial(folder)
+    assert (second.status, second.seconds) == ("complete", 2.0)
+    assert (folder / "seed1" / "runs.txt").read_text() == "ran\n"
 
 
 def test_a_torn_result_names_the_file_and_what_to_do(tmp_path: Path) -> None:

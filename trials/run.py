@@ -57,13 +57,13 @@ def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
     versions: dict[str, str] = {}
     status: Status = "complete"
     error = ""
-    seconds = 0.0  # of runs that did not finish, in this process
+    lost = 0.0  # seconds of the run that did not finish
     for seed in spec.seeds:
         started = time.monotonic()
         seed_dir = folder / f"seed{seed}"
         status, error = _run_seed(spec, folder / SCRIPT_FILE, seed_dir, seed, parent or os.getppid())
+        lost = time.monotonic() - started
         if status != "complete":
-            seconds = time.monotonic() - started
             break
         try:
             metrics = json.loads((seed_dir / METRICS_FILE).read_text(encoding="utf-8"))
@@ -75,10 +75,11 @@ def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
             runs.append(
                 from_plain(SeedRun, {key: metrics[key] for key in _SEED_RUN_KEYS if key in metrics}, where=METRICS_FILE)
             )
+            lost = 0.0
         except (OSError, KeyError, ValueError) as problem:
             status, error = "failed", f"seed {seed}: the script ended without usable metrics: {problem!r}"
             break
-    seconds += sum(run.total_seconds for run in runs)  # also of seeds that finished before a restart
+    seconds = lost + sum(run.total_seconds for run in runs)  # also of seeds that finished before a restart
     return TrialResult(status=status, runs=tuple(runs), error=error, seconds=seconds, versions=versions)
 
 

@@ -57,8 +57,8 @@ class TrialSpec:
     predicted_high: int = 0
     keep_checkpoint: bool = False  # leave the trained weights beside the artifact, for `pgolf quantize`
     attempt: int = 1  # above 1 after a fault: a worker that died, ran out of memory or out of time
-    earlier_seconds: float = 0.0  # what the attempts before cost
-    seeds_done: int = 0  # leading seeds that ran before `seeds` grew: their results are kept
+    earlier_seconds: float = 0.0  # what the attempts before cost, without the seeds that they finished
+    seeds_done: int = 0  # leading seeds that ran before `seeds` grew or a fault: their results are kept
 
     @property
     def trial_id(self) -> str:

@@ -1,0 +1,194 @@
+"""Real processes under fire: workers and drivers of a study with quick scripts are killed with -9, and nothing is lost.
+
+Trials run one at a time, so that the order of results, and with it what is asked, does not depend on the machine.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from test_storm import SPACE, assert_told_once
+
+from pgolf_model.config import RunConfig
+from search.driver import Driver
+from search.ledger import read_records
+from search.local import Machine, run_local
+from search.maker import Made
+from search.simulate import plain_space
+from search.study import StudyConfig, load_study
+from space.params import Param, Scalar, Space
+from trials.rungs import Rung
+from trials.spec import ARTIFACT_FILE, METRICS_FILE, SPEC_FILE, TrialSpec, read_noun
+
+NAP_SECONDS = 0.2  # that a script takes beside the start of its processes
+SCRIPT = """
+import json, random, sys, time
+seed = int(sys.argv[sys.argv.index("--seed") + 1])
+time.sleep({nap})
+open({started!r}, "a").write("ran\\n")
+score = 1 + random.Random(repr(({params!r}, seed))).random()
+open({artifact!r}, "wb").write(b"x")
+metrics = dict(status="complete", seed=seed, val_bpb=score, val_loss=score, pre_quant_val_bpb=score, model_bytes=900,
+    code_bytes=100, steps=1, tokens_seen=1, num_params=1, train_seconds={nap}, eval_seconds=0.0, total_seconds={nap},
+    peak_memory_bytes=1, artifact_sha256="", versions=dict())
+json.dump(metrics, open({metrics!r}, "w"))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickMaker:
+    """Trials whose script sleeps a little and draws a score from its point and seed."""
+
+    params: tuple[Param, ...] = SPACE
+    forecast: None = None
+
+    @property
+    def space(self) -> Space:
+        """Nothing is built from it."""
+        return plain_space(self.params)
+
+    def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
+        """A trial of the point."""
+        text = SCRIPT.format(
+            nap=NAP_SECONDS, params=sorted(params.items()), artifact=ARTIFACT_FILE, metrics=METRICS_FILE,
+            started="../runs.txt",
+        )  # fmt: skip
+        return Made(config=rung.apply(RunConfig(), seed), script=text.encode())
+
+    def script(self, config: RunConfig) -> bytes:
+        """Configurations never change."""
+        raise AssertionError(config)
+
+    def freeze(self, folder: Path) -> None:
+        """There is no data."""
+
+
+def make_study(folder: Path, trials: int) -> StudyConfig:
+    """A ladder whose finalists run two seeds."""
+    rungs = (
+        Rung(name="proxy", trials=trials, steps=1),
+        Rung(name="full", keep=0.3, min_promote=1, steps=2, seeds=(1, 2)),
+    )
+    return StudyConfig(
+        name="w", space="tiny", data=("nowhere",), rungs=rungs, sampler="tpe", anomaly_ratio=0.0, folder=str(folder)
+    )
+
+
+def drive(study: StudyConfig) -> None:
+    """A driver's process."""
+    for _ in run_local(Driver(study, QuickMaker()), Machine(cpus=1)):
+        pass
+
+
+def ending(folder: Path) -> set[tuple[object, ...]]:
+    """Every trial with what it was and how it ended, but for times and attempts."""
+    records = read_records(load_study(str(folder)))
+    return {
+        (
+            r.spec.trial_id,
+            repr(sorted(r.spec.params.items())),
+            (r.spec.parent, r.spec.label, r.spec.seeds),
+            r.status,
+            tuple(run.val_bpb for run in r.result.runs) if r.result else None,
+        )
+        for r in records
+    }
+
+
+def workers(study: StudyConfig) -> list[tuple[int, Path]]:
+    """Worker processes of the study on this machine and their trials' folders."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if "trials.worker" in words:
+                mine = Path(words[words.index("trials.worker") + 1])
+                if mine.is_relative_to(study.dir):
+                    found.append((int(folder.name), mine))
+    return found
+
+
+def storm(study: StudyConfig, *, kills: int, seed: int, pause: float) -> dict[str, int]:
+    """Kill drivers and workers at random times; a trial's second attempt is left alone, for it is its last."""
+    rng, died = random.Random(seed), {"driver": 0, "worker": 0}
+    fork = multiprocessing.get_context("fork")
+    while True:
+        driver = fork.Process(target=drive, args=(study,))
+        driver.start()
+        while driver.is_alive():
+            driver.join(timeout=rng.uniform(0, pause))
+            if sum(died.values()) >= kills or not driver.is_alive():
+                driver.join()
+            elif rng.random() < 0.3:
+                driver.kill()
+                driver.join()
+                died["driver"] += 1
+            else:
+                for pid, folder in workers(study):
+                    if read_noun(TrialSpec, folder / SPEC_FILE).attempt == 1:
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                            died["worker"] += 1
+        if driver.exitcode == 0:
+            return died
+        assert driver.exitcode == -signal.SIGKILL, "the driver failed by itself"
+
+
+def check(tmp_path: Path, *, trials: int, kills: int, seed: int) -> dict[str, int]:
+    """A calm study and a stormy one end alike."""
+    calm, stormy = make_study(tmp_path / "calm", trials), make_study(tmp_path / "storm", trials)
+    began = time.monotonic()
+    drive(calm)
+    took = time.monotonic() - began
+    died = storm(stormy, kills=kills, seed=seed, pause=took / trials)
+    assert ending(stormy.dir) == ending(calm.dir)
+    assert {row[3] for row in ending(calm.dir)} == {"complete"}
+    assert_told_once(stormy.dir)
+    ran = sum(path.read_text().count("ran") for path in stormy.dir.glob("*/*/runs.txt"))
+    assert ran <= sum(len(r.spec.seeds) for r in read_records(stormy)) + kills, "a finished seed was run again"
+    assert not workers(stormy)
+    return died
+
+
+def test_killed_workers_and_drivers_lose_nothing(tmp_path: Path) -> None:
+    """Every trial ends complete, with the scores of an undisturbed study."""
+    died = check(tmp_path, trials=3, kills=3, seed=1)
+    assert died["driver"] + died["worker"] == 3
+
+
+def test_a_worker_killed_twice_is_a_failed_trial_and_the_study_goes_on(tmp_path: Path) -> None:
+    """The first trial's worker never lives; the others are run."""
+    study = replace(make_study(tmp_path / "s", 2), rungs=make_study(tmp_path, 2).rungs[:1])
+    fork = multiprocessing.get_context("fork")
+    driver = fork.Process(target=drive, args=(study,))
+    driver.start()
+    while driver.is_alive():
+        for pid, folder in workers(study):
+            if folder.name == "0000":
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        driver.join(timeout=0.05)
+    assert driver.exitcode == 0
+    first, second = read_records(study)
+    assert (first.status, first.spec.attempt, second.status) == ("failed", 2, "complete")
+    assert first.result is not None
+    assert "exit code -9" in first.result.error
+    assert_told_once(study.dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_storm_of_workers(tmp_path: Path, seed: int) -> None:
+    """Ten trials, ten kills."""
+    died = check(tmp_path, trials=10, kills=10, seed=seed)
+    print(died)
+    assert min(died.values()) > 0
