@@ -1,12 +1,18 @@
-"""Attention kernels behind one function: PyTorch's fused ones, and FlexAttention for packed documents on a GPU.
+"""Attention kernels behind one function: a FlashAttention package's where one is installed, else PyTorch's fused ones.
+
+Packed documents have FlexAttention on a GPU: FlashAttention's `varlen` form wants one length per document, so that
+every batch would have tensors of other shapes and compile again.
 
 Shape suffixes: B sequences, T positions, H query heads, G key-value heads, K channels of a head.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -23,6 +29,10 @@ def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: DocumentMask
     Args:
         mask: from `document_mask`, or None for plain causal attention.
     """
+    if mask is None and q_BTHK.is_cuda:
+        y_BTHK = flash_attention(q_BTHK, k_BTGK, v_BTGK)
+        if y_BTHK is not None:
+            return y_BTHK
     q_BHTK, k_BGTK, v_BGTK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
     grouped = q_BTHK.shape[2] != k_BTGK.shape[2]
     if mask is None:
@@ -34,6 +44,39 @@ def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask: DocumentMask
         kernel: Any = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
         y_BHTK = kernel(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=grouped)
     return y_BHTK.transpose(1, 2)
+
+
+def flash_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor | None:
+    """What an installed FlashAttention computes, None when there is none for this GPU, dtype or size of heads."""
+    if q_BTHK.dtype.itemsize != 2 or q_BTHK.shape[-1] not in range(8, 257, 8):
+        return None
+    package = flash_package(q_BTHK.device)
+    if not package:
+        return None
+    y: Any = sys.modules[package].flash_attn_func(q_BTHK, k_BTGK, v_BTGK, causal=True)
+    y_BTHK: Tensor = y[0] if isinstance(y, tuple) else y  # some releases of version 3 add log sums
+    return y_BTHK
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def flash_package(device: torch.device) -> str:
+    """`imported_package` for a GPU. While a model is compiled it is asked once; a name is a constant then."""
+    return imported_package(torch.cuda.get_device_capability(device)[0])
+
+
+@cache
+def imported_package(generation: int) -> str:
+    """The name of FlashAttention 3 (Hopper: 9) or 2 (Ampere to Hopper), imported, or "" when neither is usable.
+
+    Both have query head h read key-value head h * G // H and divide scores by sqrt(K), as PyTorch does.
+    Source: https://github.com/Dao-AILab/flash-attention
+    """
+    for package, generations in (("flash_attn_interface", (9,)), ("flash_attn", (8, 9))):
+        if generation in generations:
+            with suppress(ImportError, AttributeError):  # absent, built for another PyTorch, or something else
+                import_module(package).flash_attn_func  # noqa: B018
+                return package
+    return ""
 
 
 def document_mask(ids_BT: Tensor, bos_id: int) -> DocumentMask:

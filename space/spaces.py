@@ -23,6 +23,7 @@ from space.model_knobs import (
 from space.params import Scalar, Space, WarmStart, look_up
 from space.quant_knobs import QUANTIZATION, SOLVED, bit_knobs
 from space.recipe_knobs import data_knobs, optimizer_knobs, rate_knobs, sequence_knobs
+from space.transfer import at_own_width
 
 
 def challenge_scale() -> Scale:
@@ -134,7 +135,8 @@ def make_space(
 
     def make_config(values: Values, vocab_size: int) -> RunConfig:
         fields = {name: value for group in groups for name, value in group.fields(values).items()}
-        return with_fields(scale.fixed, {**fields, "model.vocab_size": vocab_size})
+        config = with_fields(scale.fixed, {**fields, "model.vocab_size": vocab_size})
+        return at_own_width(config, base_dim=scale.model_dim_baseline) if scale.rates_at_baseline_width else config
 
     def start(label: str, changes: Mapping[str, Scalar]) -> WarmStart:
         values = {key: value for key, value in {**control, **changes}.items() if key in known}

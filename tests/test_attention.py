@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from pgolf_model.attention import AttentionInputs, exclude_own_value
 from pgolf_model.config import ModelConfig
-from pgolf_model.kernels import attention, document_mask, flex_mask
+from pgolf_model.kernels import attention, document_mask, flash_attention, flex_mask, imported_package
 from pgolf_model.layers import rotary_table
 from pgolf_model.model import GPT
 
@@ -72,6 +75,110 @@ def test_kernels_are_explicit_softmax_over_what_is_seen(num_heads: int, num_kv_h
     within = explicit_attention(q, k, v, explicit_sees(ids, 1))
     torch.testing.assert_close(attention(q, k, v, document_mask(ids, 1)), within)
     assert not torch.allclose(plain, within)
+
+
+class PretendedCuda(Tensor):
+    """A CPU tensor that says it lies on a GPU."""
+
+    is_cuda = True
+
+
+class FakeFlashPackage(ModuleType):
+    """FlashAttention as an explicit softmax that counts its calls; some releases return log sums as well."""
+
+    def __init__(self, name: str, *, returns_log_sums: bool = False) -> None:
+        super().__init__(name)
+        self.calls = 0
+        self.returns_log_sums = returns_log_sums
+
+    def flash_attn_func(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor | tuple[Tensor, None]:
+        assert causal
+        self.calls += 1
+        plain = [x.as_subclass(Tensor).float() for x in (q, k, v)]
+        y = explicit_attention(*plain, torch.ones(q.shape[0], q.shape[1], q.shape[1]).tril()).to(q.dtype)
+        return (y, None) if self.returns_log_sums else y
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[FakeFlashPackage]]]:
+    """Pretend a GPU generation and what FlashAttention packages are installed; their fakes."""
+
+    def install(generation: int, *names: str, returns_log_sums: bool = False) -> list[FakeFlashPackage]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (generation, 0))
+        fakes = {name: FakeFlashPackage(name, returns_log_sums=returns_log_sums) for name in names}
+        for name in ("flash_attn_interface", "flash_attn"):
+            monkeypatch.setitem(sys.modules, name, fakes.get(name))  # None: importing it is an ImportError
+        imported_package.cache_clear()
+        return list(fakes.values())
+
+    yield install
+    imported_package.cache_clear()
+
+
+def pretended_heads(*, size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    heads = random_heads(num_heads=4, num_kv_heads=2, seq_len=9, size=size)
+    return tuple(x.to(dtype).as_subclass(PretendedCuda) for x in heads)
+
+
+@pytest.mark.parametrize("returns_log_sums", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_flash_attention_is_used_where_a_package_is(
+    gpu: Callable[..., list[FakeFlashPackage]], dtype: torch.dtype, returns_log_sums: bool
+) -> None:
+    """Version 3 on Hopper before version 2, version 2 on Ampere; the same numbers as without them."""
+    q, k, v = pretended_heads(size=8, dtype=dtype)
+    (third, second) = gpu(9, "flash_attn_interface", "flash_attn", returns_log_sums=returns_log_sums)
+    y = attention(q, k, v, None)
+    assert (third.calls, second.calls) == (1, 0)
+    (third, second) = gpu(8, "flash_attn_interface", "flash_attn", returns_log_sums=returns_log_sums)
+    assert torch.equal(attention(q, k, v, None), y)
+    assert (third.calls, second.calls) == (0, 1)
+    gpu(9)
+    plain = attention(q, k, v, None).as_subclass(Tensor)
+    torch.testing.assert_close(y, plain, rtol=0.02, atol=0.005)  # PyTorch rounds more often on the way
+
+
+@pytest.mark.parametrize(
+    ("generation", "names", "size", "dtype"),
+    [
+        (9, ("flash_attn_interface", "flash_attn"), 8, torch.float32),  # no such products
+        (9, ("flash_attn_interface", "flash_attn"), 12, torch.bfloat16),  # not a multiple of 8 channels
+        (9, ("flash_attn_interface", "flash_attn"), 264, torch.bfloat16),  # more than 256
+        (8, ("flash_attn_interface",), 8, torch.bfloat16),  # version 3 is for Hopper
+        (7, ("flash_attn",), 8, torch.bfloat16),  # too old
+        (10, ("flash_attn_interface", "flash_attn"), 8, torch.bfloat16),  # too new for either
+        (9, (), 8, torch.bfloat16),
+    ],
+)
+def test_attention_falls_back_to_pytorch(
+    gpu: Callable[..., list[FakeFlashPackage]], generation: int, names: tuple[str, ...], size: int, dtype: torch.dtype
+) -> None:
+    fakes = gpu(generation, *names)
+    q, k, v = pretended_heads(size=size, dtype=dtype)
+    y = attention(q, k, v, None)
+    assert [fake.calls for fake in fakes] == [0] * len(names)
+    expected = attention(*(x.as_subclass(Tensor) for x in (q, k, v)), None)
+    assert torch.equal(y.as_subclass(Tensor), expected)
+
+
+def test_documents_and_cpus_have_no_flash_attention(gpu: Callable[..., list[FakeFlashPackage]]) -> None:
+    (fake,) = gpu(9, "flash_attn_interface")
+    q, k, v = pretended_heads(size=8, dtype=torch.bfloat16)
+    attention(q, k, v, document_mask(torch.ones(2, 9, dtype=torch.int64), 1))
+    attention(*(x.as_subclass(Tensor) for x in (q, k, v)), None)
+    assert fake.calls == 0
+
+
+def test_a_compiled_model_looks_for_flash_attention_while_it_is_traced(
+    gpu: Callable[..., list[FakeFlashPackage]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a break of the graph; the package's function is part of it."""
+    gpu(9, "flash_attn_interface")
+    fake = sys.modules["flash_attn_interface"]
+    monkeypatch.setattr(fake, "flash_attn_func", lambda q, k, v, causal: 2 * q if causal else k + v)
+    q = torch.ones(1, 3, 2, 8, dtype=torch.bfloat16)
+    compiled = torch.compile(flash_attention, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(q, q, q), 2 * q)
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """Training speed against plain trainers, side by side: tokens per second, MFU, milliseconds per step, peak memory.
 
     python tests/benchmarks/bench_train.py [--only NAME ...] [--reference unfused|sdpa] [--repeats N] [--threads N]
-        [--memory] [--profile]
+        [--batch-tokens N] [--memory] [--profile]
 
 All trainers start from the same weights, see the same batch and must agree on the losses of the first three steps.
 Repetitions go round between them; a ratio is the median over the rounds, with quartiles, by wall time and by seconds of
 processor time: other people's load on a shared machine counts less in those. With --memory each trainer's comes from a
 process of its own. Without --reference there is one column for either (see `plain_trainer.py`).
 MFU: matrix products of one step (6 per weight and token, causal attention) over what the largest products reach here.
+Newton-Schulz is timed apart, against the same number of operations in plain products of 512 x 512.
 """
 
 from __future__ import annotations
@@ -110,6 +111,38 @@ def flops_per_step(model: ModelConfig, train: TrainConfig) -> float:
     return 6.0 * (weights + attention) * train.batch_tokens
 
 
+def newton_schulz_flops(model: ModelConfig, train: TrainConfig) -> float:
+    """Of one step's orthogonalisations: three products an iteration, on the shorter side of each matrix."""
+    flops = 0
+    for info in param_shapes(model).values():
+        if info.role in ("attn", "mlp"):
+            short, long = sorted(info.shape)
+            flops += train.muon_iterations * (4 * short * short * long + 2 * short**3)
+    return float(flops)
+
+
+def muon_seconds(size: Size, repeats: int) -> float:
+    """Median processor seconds (wall on a GPU) of Muon's step alone."""
+    env = DistEnv(device=size.device)
+    model = build_model(size.model, seed=0).to(size.device)
+    muon = build_optimizers(model, size.train, env).muon
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+
+    def step() -> Tensor:
+        muon.step()
+        return muon.banks[0].momentum
+
+    return statistics.median(timed(step, size.device)[1 if size.device == "cpu" else 0] for _ in range(repeats))
+
+
+def plain_product_flops(device: str) -> float:
+    """Operations per processor second of a batch of 512 x 512 products, at best."""
+    a = torch.randn(9, 512, 512, device=device)
+    busy = [timed(lambda: a @ a, device)[1 if device == "cpu" else 0] for _ in range(8)]
+    return 2 * 9 * 512**3 / min(busy)
+
+
 def peak_flops(device: str) -> float:
     """What the device's largest matrix products reach, per second."""
     if device != "cpu":
@@ -146,9 +179,10 @@ def quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
-def measure(name: str, references: Sequence[str], *, repeats: int, threads: int, memory: bool) -> dict[str, object]:
+def measure(
+    name: str, size: Size, references: Sequence[str], *, repeats: int, threads: int, memory: bool
+) -> dict[str, object]:
     """One row of the table for each trainer, and how many times as fast ours is; needs two repeats."""
-    size = SIZES[name]
     steps = make_steps(size, references)
     losses = {variant: [round(float(step()), 4) for _ in range(3)] for variant, step in steps.items()}
     apart = max(max(at_step) - min(at_step) for at_step in zip(*losses.values(), strict=True))
@@ -178,6 +212,16 @@ def measure(name: str, references: Sequence[str], *, repeats: int, threads: int,
                 line += f"  {'wall' if i == 0 else 'busy'} x {median:.2f} [{low:.2f}, {high:.2f}]"
         row[variant] = facts
         print(line, flush=True)
+    flops, seconds, plain = (
+        newton_schulz_flops(size.model, size.train),
+        muon_seconds(size, 5),
+        plain_product_flops(size.device),
+    )
+    row["muon"] = {"flops": flops, "ms": seconds * 1e3, "flops_per_second": flops / seconds, "plain": plain}
+    print(
+        f"  Newton-Schulz: {flops / 1e9:,.1f} GFLOP beside {flops_per_step(size.model, size.train) / 1e9:,.1f}, Muon "
+        f"{seconds * 1e3:.0f} ms busy, {flops / seconds / 1e9:.0f} GFLOP/s; plain products {plain / 1e9:.0f}"
+    )
     return row
 
 
@@ -199,6 +243,7 @@ def main() -> None:
     parser.add_argument("--reference", choices=REFERENCES, help="default: all")
     parser.add_argument("--repeats", type=int, help="two or more; default: 9, of the larger CPU sizes 5")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-tokens", type=int, help="of a step, instead of each size's own")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--memory-of", nargs=2, metavar=("SIZE", "TRAINER"), help=argparse.SUPPRESS)
@@ -215,8 +260,13 @@ def main() -> None:
         elif options.profile:
             print_profile(name)
         else:
-            repeats = options.repeats or SIZES[name].repeats
-            rows.append(measure(name, references, repeats=repeats, threads=options.threads, memory=options.memory))
+            size = SIZES[name]
+            if options.batch_tokens:
+                size = replace(size, train=replace(size.train, batch_tokens=options.batch_tokens))
+            repeats = options.repeats or size.repeats
+            rows.append(
+                measure(name, size, references, repeats=repeats, threads=options.threads, memory=options.memory)
+            )
     if rows:
         cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         medians = {
