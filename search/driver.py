@@ -15,9 +15,21 @@ from functools import partial
 import numpy as np
 
 from search.budget import account
+from search.commands import search_command
 from search.freeze import absolute, freeze, git_commit
 from search.journal import DONE, note
-from search.ledger import CONTROL, VERDICT_FILE, TrialRecord, Verdict, finished, read_records, trial_dir
+from search.ledger import (
+    CONTROL,
+    VERDICT_FILE,
+    TrialRecord,
+    Verdict,
+    Word,
+    finished,
+    give_verdict,
+    read_record,
+    read_records,
+    trial_dir,
+)
 from search.maker import Made, Maker, script_maker
 from search.points import point_key, starting_points
 from search.promote import Ask, Decision, Done, Promote, Replicate, Wait, by_rung, decide, planned_trials
@@ -132,6 +144,17 @@ class Driver:
             self._learn(self._records[spec.trial_id])
         return record.result
 
+    def judge(self, trial_id: str, word: Word) -> None:
+        """Take in what a person thinks of a score that was too good to believe.
+
+        Raises:
+            ValueError: nobody suspects the trial.
+        """
+        give_verdict(self.study, trial_id, word)
+        record = read_record(trial_dir(self.study, trial_id))
+        self._learn(record)
+        self._suspect(record.spec.rung)
+
     def call_off(self) -> None:
         """Ask the workers of all trials in flight to leave, wherever they run; their trials stay unfinished."""
         for trial_id in tuple(self._in_flight):
@@ -155,11 +178,11 @@ class Driver:
         """Why nothing may be started now, or nothing."""
         for record in self.records:
             if record.suspicious:
-                trial_id, folder = record.spec.trial_id, self.study.dir
+                trial_id = record.spec.trial_id
                 reason = read_noun(Verdict, trial_dir(self.study, trial_id) / VERDICT_FILE).reason
                 return (
                     f"{trial_id} is suspicious: {reason}. A leak or a broken metric is more likely than a discovery; "
-                    f"look at it, then say `pgolf search {folder} --accept {trial_id}` or --reject {trial_id}"
+                    f"look at it, then say `{search_command(self.study, '--accept', trial_id)}` or --reject {trial_id}"
                 )
         refused = self._refused_in_a_row()
         if refused < self.study.max_infeasible:

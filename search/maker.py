@@ -15,6 +15,7 @@ from typing import Protocol
 
 from pgolf_model.config import RunConfig
 from search.bundle import bundle
+from search.commands import WORLD_FILE
 from search.corpus.check import quick_check
 from search.corpus.manifest import TOKENIZER_FILE, Manifest, check_comparable
 from search.study import StudyConfig
@@ -26,7 +27,6 @@ from trials.rungs import Rung
 from trials.spec import Scalar, write_json
 
 DATASETS_FILE = "datasets.json"  # in the study's folder: dataset folder -> hash of its tokenizer and shards
-WORLD_FILE = "world.json"  # in the folder of a simulated study: hash of the Python file behind it
 DATA_KNOB = "data"  # the searched dataset, when a study has several
 
 
@@ -125,7 +125,10 @@ class ScriptMaker:
     def freeze(self, folder: Path) -> None:
         """Remember which data the study is about, or refuse when a dataset folder holds other data by now."""
         if (folder / WORLD_FILE).exists():
-            raise ValueError(f"the study in {folder} is a simulation; go on with it by --simulate FILE.py")
+            raise ValueError(
+                f"the study in {folder} is a simulation; go on with it by --simulate FILE.py, the file named in its "
+                f"{WORLD_FILE}"
+            )
         path = folder / DATASETS_FILE
         now = {str(d.folder): _fingerprint(d.manifest) for d in self.datasets.values()}
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from search.driver import Driver
     from search.events import Event
@@ -62,7 +62,7 @@ def search(
       pgolf search 8xh100.toml --dry-run --hardware h100
       pgolf search 8xh100.toml --simulate surrogate.py --gpus 64
     """
-    from search.ledger import give_verdict
+    from search.commands import is_simulated
     from search.plan import describe, known_hardware, plan
     from search.study import load_study
     from space.plain import to_plain
@@ -73,22 +73,24 @@ def search(
         config = replace(config, data=data)
     if engine:
         config = replace(config, engine=cast("EngineName", engine))
+    if dry_run and (accept or reject):
+        raise click.UsageError("--dry-run changes nothing, --accept and --reject do: give one or the other")
     if seed is not None and simulate is None:
         raise click.UsageError("--seed is for --simulate; a real study's seed is in its file")
     config = replace(config, gpus=config.gpus if gpus is None else gpus, cpus=config.cpus if cpus is None else cpus)
     if simulate is not None:  # in a folder of its own: its results are no measurements
         seed = config.seed if seed is None else seed
-        if not config.name.endswith(f"-simulated{seed}"):
+        if not is_simulated(config) or seed != config.seed:
             config = replace(config, name=f"{config.name}-simulated{seed}", seed=seed, folder="", storage="memory")
     if dry_run:
         named_space(config.space)
         planned = plan(config, known_hardware(config, hardware))
         click.echo(json.dumps(to_plain(planned), indent=1) if as_json else describe(planned))
         return
-    for trial_id, word in ((accept, "accepted"), (reject, "rejected")):
-        if trial_id:
-            give_verdict(config, trial_id, cast("Word", word))
-    best = _best(config, run_study(config, ray_address=ray_address, simulate=simulate))
+    verdicts: dict[str, Word] = {accept: "accepted"} if accept else {}
+    verdicts |= {reject: "rejected"} if reject else {}
+    driver = run_study(config, ray_address=ray_address, simulate=simulate, verdicts=verdicts)
+    best = _best(config, driver)
     if as_json:
         found = {"trial": best.spec.trial_id, "result": to_plain(best.result)}
         click.echo(json.dumps({"study": config.name, "folder": str(config.dir), "best": found}, indent=1))
@@ -130,7 +132,7 @@ def ablate(
     config = replace(config, data=data or config.data, engine=cast("EngineName", engine or config.engine))
     space = None
     if simulate is not None:
-        from search.simulate import load_world
+        from search.world import load_world
 
         space = load_world(simulate).space
         config = replace(config, name=f"{config.name}-simulated", storage="memory")
@@ -144,8 +146,14 @@ def ablate(
         click.echo(describe_effects(found))
 
 
-def run_study(config: StudyConfig, *, ray_address: str, simulate: Path | None) -> Driver:
-    """Run the study to its end, talking on stderr."""
+def run_study(
+    config: StudyConfig, *, ray_address: str, simulate: Path | None, verdicts: Mapping[str, Word] | None = None
+) -> Driver:
+    """Run the study to its end, talking on stderr.
+
+    Args:
+        verdicts: on suspicious trials, given once the study has opened.
+    """
     from rich.console import Console
 
     console = Console(stderr=True, soft_wrap=True)
@@ -156,18 +164,22 @@ def run_study(config: StudyConfig, *, ray_address: str, simulate: Path | None) -
     from search.lock import driver_lock
     from search.progress import follow, outlook
 
+    if simulate:
+        from search.simulate import run_simulated, simulated_driver
+        from search.world import load_world
+
+        world = load_world(simulate)  # a mistake in it leaves nothing behind
     config.dir.mkdir(parents=True, exist_ok=True)
     every = 0.0
     events: Generator[Event, None, None] | None = None
     try:
         with driver_lock(config):
             if simulate:
-                from search.simulate import load_world, run_simulated, simulated_driver
-
-                world = load_world(simulate)
                 driver, clock = simulated_driver(config, world)
             else:
                 driver = Driver(config)
+            for trial_id, word in (verdicts or {}).items():
+                driver.judge(trial_id, word)
             if driver.records:
                 known = f"going on with {len(driver.records)} known trials: {outlook(config, driver.records)}"
                 console.print(known, highlight=False)
@@ -190,8 +202,6 @@ def run_study(config: StudyConfig, *, ray_address: str, simulate: Path | None) -
             highlight=False,
         )
         raise SystemExit(130) from None
-    if driver.why_done:
-        console.print(f"stopped early: {driver.why_done}", highlight=False)
     return driver
 
 
@@ -199,18 +209,26 @@ def _best(config: StudyConfig, driver: Driver) -> TrialRecord:
     """The best trial, announced on stderr with what to do next."""
     from rich.console import Console
 
+    from search.commands import is_simulated
     from search.ledger import best_record
 
     best = best_record(config, driver.records)
+    how = f"stopped early, {driver.why_done}" if driver.why_done else "is complete"
     if best is None or best.result is None:
+        if driver.why_done:
+            raise ValueError(
+                f"study {config.name} {how}, and none of its {len(driver.records)} trials is feasible; raise what the "
+                "study may spend ([budget], printed by --dry-run) or lower its rungs' timeouts, then run it again"
+            )
         raise ValueError(f"study {config.name} is complete, no trial is feasible; see why: pgolf status {config.dir}")
-    Console(stderr=True, soft_wrap=True).print(
-        f"study {config.name} is complete: best {best.spec.trial_id}, val_bpb {best.result.val_bpb:.4f}, "
-        f"{best.result.artifact_bytes:,} bytes\n"
-        f"  look at it:  pgolf pareto {config.dir}\n"
-        f"  export it:   pgolf export {config.dir} --out submission",
-        highlight=False,
-    )
+    lines = [
+        f"study {config.name} {how}: best {best.spec.trial_id}, val_bpb {best.result.val_bpb:.4f}, "
+        f"{best.result.artifact_bytes:,} bytes",
+        f"  look at it:  pgolf pareto {config.dir}",
+    ]
+    if not is_simulated(config):
+        lines.append(f"  export it:   pgolf export {config.dir} --out submission")
+    Console(stderr=True, soft_wrap=True).print("\n".join(lines), highlight=False)
     return best
 
 

@@ -1,76 +1,39 @@
 """Engine 3: trials are calls of a Python function and seconds pass only on paper. The brain cannot tell.
 
-A file that can be searched this way:
-
-    from space.params import FloatParam
-
-    SPACE = [FloatParam(name="lr", low=1e-3, high=1e-1, log=True, tag="scale_free")]   # or a space.params.Space
-
-    def evaluate(params, *, rung, fidelity, seed):
-        bpb = 1.2 + (params["lr"] - 0.02) ** 2 + 0.1 * (1 - fidelity)
-        return {"val_bpb": bpb, "artifact_bytes": 15_000_000, "train_seconds": 600 * fidelity}
-
-`evaluate` must be a pure function of its arguments: a study that was killed is simulated on from its folder, and ends
-as if nothing had happened. `fidelity` is the rung's training compute relative to the top rung's (`Rung.compute`).
-It may also give "eval_seconds" and "gpu_seconds"; the latter says that the run held its GPUs for longer than it
-trained. A NaN score is a divergence, an exception a failed trial. `CONTROL` in the file is the point to compare with
-(the middle of a plain list otherwise), `predict_bytes(params)` the forecast that refuses points before they run.
+What a trial measures is in a file of the user's, or any function: see `search.world`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import json
-import runpy
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
-from math import isfinite
 from pathlib import Path
-from typing import Protocol
 
 from pgolf_model.config import RunConfig
 from search.bundle import bundle
+from search.commands import WORLD_FILE
 from search.driver import Driver
 from search.events import Event, Finished, Started
 from search.ledger import TrialRecord, read_records, trial_dir
 from search.local import refuse_impossible
-from search.maker import WORLD_FILE, Made, study_space
-from search.points import complete_point
+from search.maker import Made, study_space
 from search.promote import Done
 from search.study import StudyConfig
-from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
+from search.world import Evaluate, World, measure, plain_space
+from space.params import Param, Space
 from space.quant_knobs import at_cap
 from space.sizing import estimate_model_bytes
 from trials.rungs import Rung
-from trials.spec import RESULT_FILE, Scalar, SeedRun, TrialResult, TrialSpec, write_json
+from trials.spec import RESULT_FILE, Scalar, TrialResult, TrialSpec, write_json
 
 LOG_FILE = "simulated.jsonl"  # in the study's folder: when each trial started and will end, in simulated seconds
-PLAIN_SPACE = "simulated"  # name of a space given as a plain list
 UNLIMITED = 1e9  # cores or GPUs where nobody set a limit
-
-
-class Evaluate(Protocol):
-    """What a trial measures: val_bpb, artifact_bytes, train_seconds, and perhaps eval_seconds and gpu_seconds."""
-
-    def __call__(
-        self, params: dict[str, Scalar], /, *, rung: str, fidelity: float, seed: int
-    ) -> Mapping[str, float]: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class World:
-    """A simulated reality: what is searched and what a run would measure."""
-
-    evaluate: Evaluate
-    space: Space | None = None  # None: the study's own
-    predict_bytes: Callable[[Mapping[str, Scalar]], float] | None = None
-    sha256: str = ""  # of the file it was read from
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,8 +58,10 @@ class SimulatedMaker:
     @property
     def forecast(self) -> Callable[[Mapping[str, Scalar]], float] | None:
         """`predict_bytes`, or the named space's estimate."""
-        if self.world.predict_bytes is not None or self.world.space is not None:
-            return self.world.predict_bytes
+        if self.world.predict_bytes is not None:
+            return self.world.predicted
+        if self.world.space is not None:
+            return None
 
         def artifact_bytes(params: Mapping[str, Scalar]) -> float:
             config = at_cap(self.space.build(params), params, self.cap_bytes)
@@ -108,7 +73,7 @@ class SimulatedMaker:
         """The trial; its forecast is `predict_bytes`, or that of a named space's configuration."""
         config = at_cap(rung.apply(self.space.build(params), seed), params, self.cap_bytes)
         if self.world.predict_bytes is not None:
-            size = round(self.world.predict_bytes(params))
+            size = round(self.world.predicted(params))
             return Made(config=config, predicted_bytes=size, predicted_low=size, predicted_high=size)
         if self.world.space is None:
             sizes = estimate_model_bytes(config, code_bytes=_code_bytes())
@@ -122,14 +87,20 @@ class SimulatedMaker:
 
     def freeze(self, folder: Path) -> None:
         """Remember which file simulates the study: results of two functions are not comparable."""
+        if not self.world.sha256:
+            return
         path = folder / WORLD_FILE
-        now = {"sha256": self.world.sha256}
-        if self.world.sha256 and path.exists() and json.loads(path.read_text(encoding="utf-8")) != now:
-            raise ValueError(
-                f"the study in {folder} was simulated with another file; put the old one back or remove that folder"
-            )
-        if self.world.sha256:
-            write_json(path, now)
+        now = {"sha256": self.world.sha256, "file": self.world.file}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+        if known["sha256"] != now["sha256"]:
+            if any(folder.glob(f"*/*/{RESULT_FILE}")):
+                raise ValueError(
+                    f"the study in {folder} was simulated with another file, or an older {self.world.file}; put the "
+                    "old one back, take another --seed or remove that folder, or, where finished trials would end as "
+                    f"they did, remove {path}"
+                )
+            (folder / LOG_FILE).unlink(missing_ok=True)  # nothing has ended: nothing is lost by a new beginning
+        write_json(path, now)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,38 +152,6 @@ class Trace:
                 )
                 found.append((spent, mine))
         return tuple(found)
-
-
-def load_world(path: Path) -> World:
-    """The world that a Python file describes; see the top of this file.
-
-    Raises:
-        ValueError: there is no such file, or it defines no `evaluate` or an impossible SPACE.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; --simulate wants Python that defines evaluate(params, ...)")
-    names = runpy.run_path(str(path))
-    if not callable(names.get("evaluate")):
-        raise ValueError(f"{path} defines no function evaluate(params, *, rung, fidelity, seed)")
-    space = names.get("SPACE")
-    if space is not None and not isinstance(space, Space):
-        space = plain_space(space, control=names.get("CONTROL"))
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return World(evaluate=names["evaluate"], space=space, predict_bytes=names.get("predict_bytes"), sha256=sha256)
-
-
-def plain_space(params: Sequence[Param], *, control: Mapping[str, Scalar] | None = None) -> Space:
-    """A space of bare parameters that build nothing. Its control is given, or the middle of every range."""
-    if not params or not all(isinstance(p, (FloatParam, IntParam, ChoiceParam)) for p in params):
-        raise ValueError(f"SPACE must be a Space or a list of FloatParam, IntParam, ChoiceParam, got {params!r:.200}")
-    space = Space(
-        name=PLAIN_SPACE,
-        params=tuple(params),
-        make_config=lambda values, vocab_size: RunConfig(),
-        control=complete_point(params, {}) if control is None else dict(control),
-    )
-    space.validate(space.control)
-    return space
 
 
 def simulated_driver(study: StudyConfig, world: World) -> tuple[Driver, SimulatedClock]:
@@ -337,61 +276,6 @@ def read_spans(study: StudyConfig) -> tuple[Span, ...]:
         path.write_text(whole, encoding="utf-8")
     rows = map(json.loads, whole.splitlines())
     return tuple(Span(trial_id=t, attempt=a, num_seeds=n, start=s, end=e) for t, a, n, s, e in rows)
-
-
-def measure(study: StudyConfig, world: World, spec: TrialSpec) -> tuple[TrialResult, float]:
-    """What the world answers to a trial, all its seeds; and how long the seeds that are new take."""
-    fidelity = study.fidelity(study.rung(spec.rung))
-    runs: list[SeedRun] = []
-    total = new = 0.0
-    for i, seed in enumerate(spec.seeds):
-        try:
-            said = world.evaluate(dict(spec.params), rung=spec.rung, fidelity=fidelity, seed=seed)
-            run, lasts = _seed_run(said, spec, seed)
-        except Exception as problem:
-            cause = f"evaluate raised {type(problem).__name__}: {problem}\n{traceback.format_exc()}"
-            return TrialResult(status="failed", runs=tuple(runs), error=cause, seconds=total), new
-        spent = min(lasts, spec.timeout_seconds)
-        total += spent
-        new += spent if i >= spec.seeds_done else 0.0
-        if lasts > spec.timeout_seconds:
-            error = f"seed {seed}: still running after {spec.timeout_seconds:g} s; raise the rung's timeout_seconds"
-            return TrialResult(status="timeout", runs=tuple(runs), error=error, seconds=total), new
-        if run is None:
-            error = f"seed {seed}: training diverged: the score is {said['val_bpb']}"
-            return TrialResult(status="diverged", runs=tuple(runs), error=error, seconds=total), new
-        runs.append(run)
-    return TrialResult(status="complete", runs=tuple(runs), seconds=total), new
-
-
-def _seed_run(said: Mapping[str, float], spec: TrialSpec, seed: int) -> tuple[SeedRun | None, float]:
-    """One seed's measurements, None when it diverged; and the seconds it took."""
-    bpb, size, trained = (float(said[key]) for key in ("val_bpb", "artifact_bytes", "train_seconds"))
-    scored = float(said.get("eval_seconds", 0.0))
-    lasts = max(trained + scored, float(said.get("gpu_seconds", 0.0)) / (spec.gpus or 1.0))
-    if not isfinite(lasts) or lasts < 0:
-        raise ValueError(f"a run must take a number of seconds, got {dict(said)}")
-    if not (isfinite(size) and round(size) > 0):
-        raise ValueError(f"artifact_bytes must be a positive number, got {said['artifact_bytes']}")
-    if not isfinite(bpb):
-        return None, lasts
-    run = SeedRun(
-        seed=seed,
-        val_bpb=bpb,
-        val_loss=bpb,
-        pre_quant_val_bpb=bpb,
-        model_bytes=round(size),
-        code_bytes=0,
-        steps=spec.config.budget.steps,
-        tokens_seen=0,
-        num_params=0,
-        train_seconds=trained,
-        eval_seconds=scored,
-        total_seconds=lasts,
-        peak_memory_bytes=0,
-        artifact_sha256="",
-    )
-    return run, lasts
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Literal
 
 from search.analysis import ENDED
 from search.budget import account, describe_account
+from search.commands import is_simulated, search_command, study_argument
 from search.journal import was_done
 from search.ledger import TrialRecord, best_record, trial_dir
 from search.promote import Done, decide
@@ -124,11 +125,6 @@ def export_command(study: StudyConfig, trial_id: str) -> str:
     return shlex.join(["pgolf", "export", study_argument(study), "--trial", trial_id, "--out", out])
 
 
-def study_argument(study: StudyConfig) -> str:
-    """How commands name the study: by name where it lies in runs/, by its folder otherwise."""
-    return study.name if study.dir == Path("runs", study.name).absolute() else str(study.dir)
-
-
 def _rung_status(
     study: StudyConfig, rung: Rung, records: Sequence[TrialRecord], begun: dict[str, LiveTrial], *, alive: bool
 ) -> RungStatus:
@@ -228,15 +224,15 @@ def _modified(path: Path) -> float:
 def _next(study: StudyConfig, records: Sequence[TrialRecord], state: State, best: str | None) -> tuple[str, ...]:
     name = study_argument(study)
     commands = [
-        f"pgolf search {name} --{word} {r.spec.trial_id}"
+        search_command(study, f"--{word}", r.spec.trial_id)
         for r in records
         if r.suspicious
         for word in ("accept", "reject")
     ]
     if state in ("not started", "interrupted", "stopped"):
-        commands.append(f"pgolf search {name}")
+        commands.append(search_command(study))
     if state != "not started":
         commands.append(f"pgolf pareto {name}")
-    if best and state != "running":
+    if best and state != "running" and not is_simulated(study):
         commands.append(export_command(study, best))
     return tuple(commands)

@@ -14,7 +14,8 @@ from test_simulate import SPACE, STUDY
 from search.ablate import ablation, describe_effects, effects, parse_knobs
 from search.race import SEEDS
 from search.search_cli import ablate
-from search.simulate import plain_space, simulate
+from search.simulate import simulate
+from search.world import plain_space
 from space.params import ChoiceParam, FloatParam, When
 
 KIND = ChoiceParam(name="kind", options=("a", "b"), tag="scale_free")

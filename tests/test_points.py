@@ -11,8 +11,9 @@ from test_simulate import STUDY as ON_DISK
 
 from search.ledger import CONTROL
 from search.points import point_key, starting_points
-from search.simulate import plain_space, simulate
+from search.simulate import simulate
 from search.study import StartPoint
+from search.world import plain_space
 from space.params import ChoiceParam, IntParam
 from trials.rungs import Rung
 

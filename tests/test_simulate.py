@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from search.ledger import read_records
-from search.simulate import load_world, plain_space, read_spans, simulate
+from search.simulate import read_spans, simulate
 from search.status import study_status
 from search.study import Caps, StudyConfig, load_study
+from search.world import load_world, plain_space
 from space.params import ChoiceParam, FloatParam, IntParam, When
 from trials.rungs import Rung
 

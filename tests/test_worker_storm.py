@@ -23,8 +23,8 @@ from search.driver import Driver
 from search.ledger import read_records
 from search.local import Machine, run_local
 from search.maker import Made
-from search.simulate import plain_space
 from search.study import StudyConfig, load_study
+from search.world import plain_space
 from space.params import Param, Scalar, Space
 from trials.rungs import Rung
 from trials.spec import ARTIFACT_FILE, METRICS_FILE, SPEC_FILE, TrialSpec, read_noun
