@@ -5,10 +5,10 @@ For people and displays; nothing is decided by it. A kill may cost its last line
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 from search.study import StudyConfig
+from trials.spec import append_line, read_lines
 
 JOURNAL_FILE = "events.jsonl"
 DONE = "done"  # the event of a study that has nothing left to start, with its number of trials
@@ -17,21 +17,12 @@ Fact = str | float | int | bool | None
 
 def note(study: StudyConfig, event: str, *, at: float, **facts: Fact) -> None:
     """Append an event; `at` is in seconds since this launch (simulated ones in a simulation)."""
-    line = json.dumps({"at": round(at, 3), "event": event, **facts})
-    with (study.dir / JOURNAL_FILE).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    append_line(study.dir / JOURNAL_FILE, {"at": round(at, 3), "event": event, **facts})
 
 
 def read_journal(study: StudyConfig) -> Iterator[dict[str, Fact]]:
-    """The events in order; a torn line is skipped."""
-    path = study.dir / JOURNAL_FILE
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    """The events in order."""
+    for found in read_lines(study.dir / JOURNAL_FILE):
         if isinstance(found, dict):
             yield found
 

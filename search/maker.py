@@ -93,17 +93,15 @@ class ScriptMaker:
         code_bytes = len(bundle(self.space.build(self.space.control, vocab_size=vocab_size)))
 
         def artifact_bytes(params: Mapping[str, Scalar]) -> float:
-            dataset = self.datasets[str(params.get(DATA_KNOB, next(iter(self.datasets))))]
-            config = at_cap(self.space.build(params, vocab_size=dataset.manifest.vocab_size), params, self.cap_bytes)
+            _, config = self._built(params)
             return float(estimate_model_bytes(config, code_bytes=code_bytes).model_bytes + code_bytes)
 
         return artifact_bytes
 
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
         """Build the configuration, bundle its script, forecast its bytes."""
-        dataset = self.datasets[str(params.get(DATA_KNOB, next(iter(self.datasets))))]
-        config = rung.apply(self.space.build(params, vocab_size=dataset.manifest.vocab_size), seed)
-        config = at_cap(config, params, self.cap_bytes)
+        dataset, config = self._built(params)
+        config = rung.apply(config, seed)
         targets = tuple(int(share * self.cap_bytes) for share in rung.curve)
         config = replace(config, quant=replace(config.quant, curve_bytes=targets))
         script = bundle(config)
@@ -117,6 +115,12 @@ class ScriptMaker:
             predicted_low=estimate.low + len(script),
             predicted_high=estimate.high + len(script),
         )
+
+    def _built(self, params: Mapping[str, Scalar]) -> tuple[Dataset, RunConfig]:
+        """A point's dataset and configuration, of no rung yet."""
+        dataset = self.datasets[str(params.get(DATA_KNOB, next(iter(self.datasets))))]
+        config = self.space.build(params, vocab_size=dataset.manifest.vocab_size)
+        return dataset, at_cap(config, params, self.cap_bytes)
 
     def script(self, config: RunConfig) -> bytes:
         """The script that would ship."""

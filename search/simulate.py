@@ -30,7 +30,7 @@ from space.params import Param, Space
 from space.quant_knobs import at_cap
 from space.sizing import estimate_model_bytes
 from trials.rungs import Rung
-from trials.spec import RESULT_FILE, Scalar, TrialResult, TrialSpec, write_json
+from trials.spec import RESULT_FILE, Scalar, TrialResult, TrialSpec, append_line, read_lines, write_json
 
 LOG_FILE = "simulated.jsonl"  # in the study's folder: when each trial started and will end, in simulated seconds
 UNLIMITED = 1e9  # cores or GPUs where nobody set a limit
@@ -193,39 +193,37 @@ def run_simulated(driver: Driver, world: World, clock: SimulatedClock) -> Genera
                 end=clock.now + seconds,
             )
             spans[_key(spec)] = span
-            lines.write(json.dumps([span.trial_id, span.attempt, span.num_seeds, span.start, span.end]) + "\n")
-            lines.flush()
+            append_line(log, [span.trial_id, span.attempt, span.num_seeds, span.start, span.end])
         heapq.heappush(queue, (span.end, order[spec.rung], spec.number, spec, result))
 
-    with log.open("a", encoding="utf-8") as lines:
-        while driver.has_unfinished:  # of a driver that was killed: those that had started go on where they were
-            said = driver.next()
+    while driver.has_unfinished:  # of a driver that was killed: those that had started go on where they were
+        said = driver.next()
+        if not isinstance(said, TrialSpec):
+            break
+        if _key(said) in spans:
+            start(said)
+            yield Started(spec=said)
+        else:
+            waiting.append(said)
+    while True:
+        while True:
+            said = waiting.pop(0) if waiting else driver.next()
             if not isinstance(said, TrialSpec):
                 break
-            if _key(said) in spans:
-                start(said)
-                yield Started(spec=said)
-            else:
-                waiting.append(said)
-        while True:
-            while True:
-                said = waiting.pop(0) if waiting else driver.next()
-                if not isinstance(said, TrialSpec):
-                    break
-                if sum(q[3].gpus for q in queue) + said.gpus > gpus + 1e-9:
-                    break
-                if sum(q[3].cpus for q in queue) + said.cpus > cpus + 1e-9:
-                    break
-                start(said)
-                yield Started(spec=said)
-            if isinstance(said, TrialSpec):
-                waiting.insert(0, said)
-            if not queue:
-                assert isinstance(said, Done), f"nothing runs and the brain says {said}"
-                return
-            clock.now, _, _, spec, result = heapq.heappop(queue)
-            write_json(trial_dir(study, spec.trial_id) / RESULT_FILE, result)
-            yield Finished(spec=spec, result=driver.finish(spec))
+            if sum(q[3].gpus for q in queue) + said.gpus > gpus + 1e-9:
+                break
+            if sum(q[3].cpus for q in queue) + said.cpus > cpus + 1e-9:
+                break
+            start(said)
+            yield Started(spec=said)
+        if isinstance(said, TrialSpec):
+            waiting.insert(0, said)
+        if not queue:
+            assert isinstance(said, Done), f"nothing runs and the brain says {said}"
+            return
+        clock.now, _, _, spec, result = heapq.heappop(queue)
+        write_json(trial_dir(study, spec.trial_id) / RESULT_FILE, result)
+        yield Finished(spec=spec, result=driver.finish(spec))
 
 
 def simulate(
@@ -266,15 +264,8 @@ def simulate(
 
 
 def read_spans(study: StudyConfig) -> tuple[Span, ...]:
-    """The simulation's log; a torn last line, as a kill leaves it, had not happened."""
-    path = study.dir / LOG_FILE
-    if not path.exists():
-        return ()
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    rows = map(json.loads, whole.splitlines())
+    """The simulation's log."""
+    rows = (row for row in read_lines(study.dir / LOG_FILE) if isinstance(row, list))
     return tuple(Span(trial_id=t, attempt=a, num_seeds=n, start=s, end=e) for t, a, n, s, e in rows)
 
 

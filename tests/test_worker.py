@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from submission_helper import CONFIG, finished_study
 
 from pgolf_model.config import RunConfig
@@ -28,6 +31,8 @@ from trials.spec import (
     STOP_FILE,
     TrialResult,
     TrialSpec,
+    append_line,
+    read_lines,
     read_noun,
     read_progress,
     write_json,
@@ -272,6 +277,22 @@ def test_a_torn_last_progress_line_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
     path.write_text(json.dumps({"step": 1.0}) + "\n" + '{"step": 2')
     assert list(read_progress(path)) == [{"step": 1.0}]
+
+
+@given(values=st.lists(st.one_of(st.integers(), st.text(), st.lists(st.floats(0, 1)))), cut=st.integers(1, 10**6))
+def test_a_line_added_after_a_torn_one_is_whole(values: list[object], cut: int) -> None:
+    """Whatever a kill left of the file, what is added afterwards is read back, and so is every whole line before."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lines.jsonl"
+        for value in values:
+            append_line(path, value)
+        assert list(read_lines(path)) == values
+        kept = path.read_bytes()[: cut % (path.stat().st_size + 1)] if values else b""
+        path.write_bytes(kept)
+        before = list(read_lines(path))
+        append_line(path, {"last": 1})
+        assert list(read_lines(path)) == [*before, {"last": 1}]
+        assert before[: kept.count(b"\n")] == values[: kept.count(b"\n")]
 
 
 def processes() -> str:

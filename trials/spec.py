@@ -176,13 +176,28 @@ def read_noun(cls: type[T], path: Path) -> T:
 
 
 def read_progress(path: Path) -> Iterator[dict[str, float]]:
-    """Records of a `progress.jsonl`, without what was not finite; a torn last line, as a kill leaves it, is skipped."""
+    """Records of a `progress.jsonl`, without what was not finite."""
+    for record in read_lines(path):
+        if isinstance(record, dict):
+            yield {key: value for key, value in record.items() if value is not None}
+
+
+def read_lines(path: Path) -> Iterator[object]:
+    """The JSON values of a file that has one on each line; a torn line, as a kill leaves it, is skipped."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
+            yield json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(record, dict):
-            yield {key: value for key, value in record.items() if value is not None}
+
+
+def append_line(path: Path, value: object) -> None:
+    """Add a JSON value as a line of its own, also after a torn one."""
+    with path.open("a+b") as file:
+        torn = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(value).encode() + b"\n")
