@@ -75,10 +75,12 @@ class Case:
     forecast: bool = True  # whether bytes are known before a run
     storage: str = ""  # SQLite in the study's folder, or "memory"
     space: tuple[Param, ...] = SPACE
+    trials: int = 14
 
     def run(self, folder: Path, seed: int) -> None:
         """The whole study, or what is left of it."""
-        study = replace(STUDY, sampler=self.sampler, storage=self.storage)
+        rungs = (replace(STUDY.rungs[0], trials=self.trials), *STUDY.rungs[1:])
+        study = replace(STUDY, sampler=self.sampler, storage=self.storage, rungs=rungs)
         predict = (lambda p: 1e6 * p["depth"]) if self.forecast else None
         simulate(study, evaluate, self.space, seed=seed, predict_bytes=predict, folder=folder)
 
@@ -207,32 +209,29 @@ def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Pat
 def test_a_study_killed_at_its_writes_ends_as_an_undisturbed_one(tmp_path: Path, case: Case) -> None:
     """The same, with every death where it hurts: around a write to a file or to the storage."""
     case.run(tmp_path / "calm", 1)
-    assert storm_of_effects(case, tmp_path / "storm", seed=1, kills=10, most=100) > 5
+    assert storm_of_effects(case, tmp_path / "storm", seed=1, kills=8, most=120) > 2
     assert_same(case, tmp_path)
 
 
 def test_points_asked_for_in_vain_are_not_asked_for_again(tmp_path: Path) -> None:
     """In a space of four points most that the sampler draws are known; a killed driver's draws count."""
-    case = Case(sampler="random", space=FOUR_POINTS)
+    case = Case(sampler="random", space=FOUR_POINTS, trials=7)
     case.run(tmp_path / "calm", 1)
-    assert storm_of_effects(case, tmp_path / "storm", seed=1, kills=8, most=200) > 2
+    assert storm_of_effects(case, tmp_path / "storm", seed=1, kills=6, most=150) > 2
     assert_same(case, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 7))
-@pytest.mark.parametrize(
-    "case", [TPE, TPE_IN_MEMORY, MODEL, MODEL_IN_MEMORY, BLIND, BLIND_IN_MEMORY], ids=lambda case: repr(case)
-)
-def test_fifty_kills_change_nothing(tmp_path: Path, case: Case, seed: int) -> None:
-    """Five studies of each kind: ten kills at random times, then ten around writes."""
+@pytest.mark.parametrize("case", [TPE, MODEL_IN_MEMORY, BLIND, BLIND_IN_MEMORY], ids=["tpe", "model", "blind", "fast"])
+def test_fifty_kills_change_nothing(tmp_path: Path, case: Case) -> None:
+    """Two studies of each kind: 25 kills at random times, 25 around writes."""
     started = time.monotonic()
-    case.run(tmp_path / "calm", seed)
+    case.run(tmp_path / "calm", 2)
     took = time.monotonic() - started
-    deaths = storm(case, tmp_path / "storm", seed=seed, kills=10, delay=took / 3)
+    deaths = storm(case, tmp_path / "storm", seed=2, kills=25, delay=took / 4)
     assert_same(case, tmp_path)
     shutil.rmtree(tmp_path / "storm")
-    deaths += storm_of_effects(case, tmp_path / "storm", seed=seed, kills=10, most=150)
+    deaths += storm_of_effects(case, tmp_path / "storm", seed=2, kills=25, most=60)
     assert_same(case, tmp_path)
-    print(f"{deaths} deaths")
-    assert deaths > 3
+    print(f"{deaths} drivers died")
+    assert deaths > 10
