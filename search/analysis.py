@@ -12,6 +12,7 @@ from math import inf, sqrt
 from statistics import fmean, median, stdev
 from typing import Literal
 
+from search.forecast import BpbForecast, forecast_proxies, forecast_running
 from search.ledger import TrialRecord
 from search.study import StudyConfig
 from trials.spec import Scalar, Status, TrialResult
@@ -150,6 +151,7 @@ class Analysis:
     rank_agreement: tuple[RankAgreement, ...]  # one per pair of neighbouring rungs
     forecast: ForecastError | None
     hypervolume: Hypervolume | None
+    full_forecasts: tuple[BpbForecast, ...] = ()  # at the top rung: of what runs there, then of the best below
 
     def point(self, trial_id: str) -> Point:
         """The point with that id."""
@@ -290,6 +292,7 @@ def analyse(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool =
         rank_agreement=rank_agreement(study, rows),
         forecast=forecast_error(rows),
         hypervolume=_hypervolume(study, [p for p in scored if p.feasible], control),
+        full_forecasts=(*forecast_running(study, records, {}), *forecast_proxies(study, records)),
     )
 
 

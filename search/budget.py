@@ -75,9 +75,12 @@ def account(study: StudyConfig, records: Sequence[TrialRecord], *, elapsed: floa
             continue
         seconds = result.seconds if result is not None else (spec.timeout_seconds + GRACE_SECONDS) * len(spec.seeds)
         cost = (seconds + spec.earlier_seconds) * spec.gpus / 3600
-        spent += cost if result is not None else 0.0
-        committed += cost if result is None else 0.0
-        lower += cost if spec.rung != top else 0.0
+        if result is not None:
+            spent += cost
+        else:
+            committed += cost
+        if spec.rung != top:
+            lower += cost
     return Account(
         gpu_hours_limit=hours,
         wall_seconds_limit=limits.wall_seconds or inf,

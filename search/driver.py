@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from search.budget import account
+from search.budget import Account, account
 from search.commands import search_command
 from search.freeze import absolute, freeze, git_commit
 from search.journal import DONE, note
@@ -32,7 +32,18 @@ from search.ledger import (
 )
 from search.maker import Made, Maker, script_maker
 from search.points import point_key, starting_points
-from search.promote import Ask, Decision, Done, Promote, Replicate, Wait, by_rung, decide, planned_trials
+from search.promote import (
+    Ask,
+    ByRung,
+    Decision,
+    Done,
+    Promote,
+    Replicate,
+    Wait,
+    by_rung,
+    decide_within,
+    planned_trials,
+)
 from search.proxy import proxy_quality
 from search.race import control_seeds, noise_floors, too_good
 from search.retry import earlier_result, second_attempt
@@ -223,7 +234,9 @@ class Driver:
 
     def _choose(self) -> TrialSpec | Wait | Done:
         """A new trial, its folder written; or a finalist's with one more seed."""
-        match self._advised(decide(self.study, self.records, elapsed=self._clock(), space=self.space)):
+        books = account(self.study, self.records, elapsed=self._clock())
+        at = by_rung(self.study, self.records)
+        match self._advised(decide_within(self.study, at, books, space=self.space), at, books):
             case Ask(rung=rung):
                 return self._ask(rung)
             case Promote(rung=rung, parent=parent):
@@ -238,19 +251,17 @@ class Driver:
             case nothing:
                 return nothing
 
-    def _advised(self, decision: Decision) -> Decision:
+    def _advised(self, decision: Decision, at: ByRung, books: Account) -> Decision:
         """What the sampler's model would rather start, when something new may start and it has an opinion.
 
         The known points come first, and the control goes up from every rung, whatever it says; a rung gets no more
         trials than are planned.
         """
-        at = by_rung(self.study, self.records)
         first = self.study.rungs[0]
         control = isinstance(decision, Promote) and decision.parent.spec.label == CONTROL
         entered = {r.spec.label for r in at[first.name]}
         if not isinstance(decision, Ask | Promote) or control or any(p.label not in entered for p in self._starts):
             return decision
-        books = account(self.study, self.records, elapsed=self._clock())
         counts = {name: sum(r.status != "infeasible" for r in mine) for name, mine in at.items()}
         room = [
             rung

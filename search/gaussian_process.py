@@ -94,16 +94,27 @@ def quadratic_features(x: Array) -> Array:
 
 def squared_distances(a: Array, b: Array) -> Array:
     """(len(a), len(b)) squared Euclidean distances, never negative."""
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T
-    return np.asarray(np.maximum(squares, 0.0))
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :]
+    squares -= 2 * a @ b.T
+    return np.asarray(np.maximum(squares, 0.0, out=squares))
 
 
-def matern(r2: Array) -> tuple[Array, Array]:
-    """Matern-5/2 of squared scaled distances, and -2 times its derivative with respect to them."""
-    r = np.sqrt(r2)
-    decay = np.exp(-SQRT5 * r)
-    linear = 1 + SQRT5 * r
-    return (linear + 5 / 3 * r2) * decay, 5 / 3 * linear * decay
+def matern(r2: Array) -> Array:
+    """Matern-5/2 of squared scaled distances. (Most of the time of a proposal is spent here: no spare arrays.)"""
+    scaled = np.sqrt(r2)
+    scaled *= SQRT5
+    decay = np.negative(scaled)
+    np.exp(decay, out=decay)
+    scaled += 1
+    scaled += 5 / 3 * r2
+    scaled *= decay
+    return np.asarray(scaled)
+
+
+def matern_slope(r2: Array) -> Array:
+    """-2 times the derivative of `matern`."""
+    scaled = SQRT5 * np.sqrt(r2)
+    return np.asarray(5 / 3 * (1 + scaled) * np.exp(-scaled))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +144,23 @@ class Kernel:
     def parts(self, a: Array, b: Array) -> tuple[Array, Array]:
         """(covariance of f, unit covariance of the bias) between two sets of features."""
         h = self.hyper
-        shared = h.amplitude**2 * matern(squared_distances(a / self.column_scale, b / self.column_scale))[0]
+        shared = matern(squared_distances(a / self.column_scale, b / self.column_scale))
+        shared *= h.amplitude**2
         shared += h.quadratic**2 * quadratic_features(a) @ quadratic_features(b).T
         if self.layout.num_rungs == 1:
             return shared, np.zeros_like(shared)
-        bias = matern(squared_distances(a / self.bias_column_scale, b / self.bias_column_scale))[0]
-        return shared, bias
+        return shared, matern(squared_distances(a / self.bias_column_scale, b / self.bias_column_scale))
 
     def combine(self, shared: Array, bias: Array, rung_a: NDArray[np.int64], rung_b: NDArray[np.int64]) -> Array:
-        """Covariance of noiseless scores from their parts."""
+        """Covariance of noiseless scores from their parts; one rung stands for all rows."""
         h = self.hyper
         both = np.minimum(self.distance[rung_a][:, None], self.distance[rung_b][None, :])
         same = rung_a[:, None] == rung_b[None, :]
-        scales = h.scale[rung_a][:, None] * h.scale[rung_b][None, :]
-        return np.asarray(
-            scales * shared + h.bias**2 * both * bias + CONSTANT_VARIANCE + OFFSET_VARIANCE * same.astype(float)
-        )
+        cov = h.scale[rung_a][:, None] * h.scale[rung_b][None, :] * shared
+        cov += h.bias**2 * both * bias
+        cov += CONSTANT_VARIANCE
+        cov += OFFSET_VARIANCE * same.astype(float)
+        return np.asarray(cov)
 
     def at_one_point(self, x: Array, rung_a: int, rung_b: int) -> Array:
         """Covariance between the scores at two rungs of the same configuration, per row of x."""
@@ -165,11 +177,13 @@ def negative_log_posterior(theta: Array, data: Data, layout: Layout) -> tuple[fl
     h, rung = kernel.hyper, data.rung
     g, r = layout.num_groups, layout.num_rungs
     scaled, bias_scaled = data.x / kernel.column_scale, data.x / kernel.bias_column_scale
-    base, slope = matern(squared_distances(scaled, scaled))
+    r2 = squared_distances(scaled, scaled)
+    base, slope = matern(r2), matern_slope(r2)
     smooth, bump = h.amplitude**2 * base, quadratic_features(data.x)
     bowl = h.quadratic**2 * bump @ bump.T
     several = r > 1
-    bias_base, bias_slope = matern(squared_distances(bias_scaled, bias_scaled)) if several else (0 * base, 0 * base)
+    r2 = squared_distances(bias_scaled, bias_scaled)
+    bias_base, bias_slope = (matern(r2), matern_slope(r2)) if several else (0 * base, 0 * base)
     cov = kernel.combine(smooth + bowl, bias_base, rung, rung)
     cov[np.diag_indices_from(cov)] += h.noise[rung] ** 2 + JITTER
     try:
@@ -246,7 +260,7 @@ class Posterior:
         shared, bias = self.kernel.parts(x, self.data.x)
         means, halves = [], []
         for rung in rungs:
-            cross = self.kernel.combine(shared, bias, np.full(len(x), rung), self.data.rung)
+            cross = self.kernel.combine(shared, bias, np.array([rung]), self.data.rung)
             means.append(cross @ self._alpha)
             halves.append(solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False))
         cov = np.empty((len(x), len(rungs), len(rungs)))
@@ -258,7 +272,7 @@ class Posterior:
 
     def mean(self, x: Array, rung: int) -> Array:
         """Expected score of each configuration at one rung."""
-        cross = self.kernel.combine(*self.kernel.parts(x, self.data.x), np.full(len(x), rung), self.data.rung)
+        cross = self.kernel.combine(*self.kernel.parts(x, self.data.x), np.array([rung]), self.data.rung)
         return np.asarray(cross @ self._alpha)
 
     def believing(self, x: Array, rung: NDArray[np.int64]) -> Posterior:

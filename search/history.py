@@ -46,6 +46,7 @@ class History:
 
     runs: tuple[Observation, ...]
     units: Array  # (runs, parameters)
+    keys: tuple[bytes, ...]  # `row_key` of each row of units
     configs: Ints  # (runs,)
     levels: Ints  # (runs,)
     scored: NDArray[np.bool_]  # (runs,)
@@ -61,29 +62,41 @@ class Reader:
     def __init__(self, encoder: Encoder) -> None:
         """Start with nothing known."""
         self._encoder = encoder
-        self._known: dict[int, tuple[Mapping[str, Scalar], Array, int]] = {}  # by id of params, which it keeps alive
+        self._known: dict[int, tuple[Mapping[str, Scalar], int]] = {}  # by id of params, which it keeps alive
         self._configs: dict[bytes, int] = {}
+        self._rows: list[Array] = []  # units of each configuration
+        self._keys: list[bytes] = []
+        self._table = np.zeros((0, len(encoder.params)))  # the rows stacked, as many as there were
 
     def read(self, runs: Sequence[Observation]) -> History:
         """The history of these runs."""
-        rows, configs = [], []
-        for run in runs:
-            known = self._known.get(id(run.params))
-            if known is None:
-                row = self._encoder.units([run.params])[0]
-                known = (run.params, row, self._configs.setdefault(row_key(row), len(self._configs)))
-                self._known[id(run.params)] = known
-            rows.append(known[1])
-            configs.append(known[2])
-        units = np.stack(rows) if rows else np.zeros((0, len(self._encoder.params)))
+        found = [self._known.get(id(run.params)) for run in runs]
+        configs = np.array(
+            [known[1] if known else self._config(run.params) for known, run in zip(found, runs, strict=True)],
+            dtype=np.int64,
+        )
+        if len(self._table) < len(self._rows):
+            self._table = np.concatenate([self._table, np.stack(self._rows[len(self._table) :])])
         return History(
             tuple(runs),
-            units,
-            np.array(configs, dtype=np.int64),
+            self._table[configs],
+            tuple([self._keys[config] for config in configs.tolist()]),
+            configs,
             np.array([run.level for run in runs], dtype=np.int64),
             np.array([run.scored for run in runs], dtype=bool),
             np.array([run.feasible for run in runs], dtype=bool),
         )
+
+    def _config(self, params: Mapping[str, Scalar]) -> int:
+        """The number of a configuration that was not read under these params before."""
+        row = self._encoder.units([params])[0]
+        key = row_key(row)
+        if key not in self._configs:
+            self._configs[key] = len(self._rows)
+            self._rows.append(row)
+            self._keys.append(key)
+        self._known[id(params)] = (params, self._configs[key])
+        return self._configs[key]
 
 
 def standardise(history: History, num_levels: int) -> Array:
@@ -101,9 +114,10 @@ def standardise(history: History, num_levels: int) -> Array:
         rows = np.flatnonzero((history.levels == level) & history.scored)
         if not len(rows):
             continue
-        pairs = [raw[i] - reference[int(history.configs[i])] for i in rows if int(history.configs[i]) in reference]
+        configs = history.configs[rows].tolist()
+        pairs = [score - reference[c] for c, score in zip(configs, raw[rows].tolist(), strict=True) if c in reference]
         shifted[rows] = raw[rows] - (np.median(pairs) if pairs else np.median(raw[rows]))
-        reference |= {int(history.configs[i]): float(shifted[i]) for i in rows}
+        reference.update(zip(configs, shifted[rows].tolist(), strict=True))
     known = shifted[history.scored]
     if not len(known):
         return shifted

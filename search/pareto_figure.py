@@ -29,13 +29,14 @@ def pareto_figure(study: StudyConfig, analysis: Analysis) -> Figure:
     cap = study.caps.artifact_bytes / scale
     scored = [p for p in analysis.points if p.val_bpb is not None]
     unscored = [p for p in analysis.points if p.val_bpb is None]
-    y_range, _ = view_range([p.val_bpb or 0.0 for p in scored])
+    shown = [p.val_bpb or 0.0 for p in scored] + [f.val_bpb for f in analysis.full_forecasts]
+    y_range, _ = view_range(shown)
     x_range = _byte_view([p.artifact_bytes or 0 for p in scored], study.caps.artifact_bytes)
     traces = [_promotions(scored, study, scale), *_curves(study, scored, scale)]
     for place, rung in enumerate(study.rungs):
         traces += _front(study, analysis, rung.name, scale, top=rung.name == analysis.front_rung)
         traces += _rung_markers(study, analysis, [p for p in scored if p.rung == rung.name], place, scale)
-    traces += [_over_cap(study, scored, scale)]
+    traces += [_over_cap(study, scored, scale), _forecasts(study, analysis, scale)]
     traces += _rings(analysis, scale)
     traces += [_unscored(study, [p for p in unscored if p.predicted_bytes], scale, x_range)]
     has_band = any(p.predicted_bytes for p in unscored)
@@ -116,6 +117,40 @@ def _over_cap(study: StudyConfig, scored: Sequence[Point], scale: float) -> Trac
         "name": f"over a cap ({len(rows)})",
         "legendrank": 300,
         "marker": {"color": GREY, "symbol": symbols, "size": 9, "line": {"width": 1.5}},
+    }
+
+
+def _forecasts(study: StudyConfig, analysis: Analysis, scale: float) -> Trace:
+    """Forecast scores at the top rung, hollow, with 90 % whiskers, at the size that is measured or forecast."""
+    place = {p.trial_id: p for p in analysis.points}
+    rows = [(f, place[f.trial_id]) for f in analysis.full_forecasts]
+    colour, symbol = rung_style(study, study.rungs[-1].name)
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [(p.artifact_bytes or p.predicted_bytes or 0) / scale for _, p in rows],
+        "y": [f.val_bpb for f, _ in rows],
+        "name": f"forecast at {escape(study.rungs[-1].name)} ({len(rows)})",
+        "legendrank": 250,
+        "marker": {"color": colour, "symbol": f"{symbol}-open-dot", "size": 9},
+        "opacity": 0.7,
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [f.high90 - f.val_bpb for f, _ in rows],
+            "arrayminus": [f.val_bpb - f.low90 for f, _ in rows],
+            "color": colour,
+            "thickness": 1,
+            "width": 3,
+        },
+        "customdata": [p.trial_id for _, p in rows],
+        "hovertext": [
+            f"<b>{escape(p.trial_id)}</b>, forecast at {escape(f.rung)} from its {f.source}<br><b>{f.val_bpb:.4f}</b> "
+            f"bpb, 50 % {f.low50:.4f} to {f.high50:.4f}, 90 % {f.low90:.4f} to {f.high90:.4f}<br>"
+            f"from {f.num_pairs} earlier trials"
+            for f, p in rows
+        ],
+        "hoverinfo": "text",
     }
 
 

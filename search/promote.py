@@ -10,7 +10,7 @@ Records decide, not the order in which they came: the same set of records gives 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, inf, log
 
@@ -64,6 +64,7 @@ class Done:
 
 Start = Ask | Promote | Replicate
 Decision = Start | Wait | Done
+ByRung = Mapping[str, list[TrialRecord]]  # by rung, each in order of numbers
 
 
 def decide(
@@ -76,9 +77,14 @@ def decide(
         space: for the tags of its knobs; without it every rung judges everything.
     """
     books = account(study, records, elapsed=elapsed)
-    running = any(r.result is None for r in records)
+    return decide_within(study, by_rung(study, records), books, space=space)
+
+
+def decide_within(study: StudyConfig, at: ByRung, books: Account, *, space: Space | None = None) -> Decision:
+    """`decide` for whoever has the books and the records of each rung already."""
+    running = any(r.result is None for mine in at.values() for r in mine)
     refused = ""
-    for start in starts(study, records, books, space=space):
+    for start in starts(study, at, books, space=space):
         if affordable(study, books, start):
             return start
         if running:
@@ -87,11 +93,8 @@ def decide(
     return Wait() if running else Done(refused)
 
 
-def starts(
-    study: StudyConfig, records: Sequence[TrialRecord], books: Account, *, space: Space | None = None
-) -> Iterator[Start]:
+def starts(study: StudyConfig, at: ByRung, books: Account, *, space: Space | None = None) -> Iterator[Start]:
     """Everything worth starting now, most wanted first: the top rung before those below it."""
-    at = by_rung(study, records)
     finalist = deserves_seed(study, at[study.rungs[-1].name])
     if finalist is not None:
         yield Replicate(rung=study.rungs[-1], trial=finalist)
@@ -139,11 +142,14 @@ def promotable(
         return []
     share = keep_share(upper, score_pairs((*complete, *above), lower=lower.name, upper=upper.name))
     wanted = max(upper.min_promote, ceil(share * len(complete) - 1e-9)) if settled else floor(share * len(complete))
+    controls = {r.spec.number for r in feasible if r.spec.label == CONTROL}
+    free = wanted if settled else wanted - len(started - controls)
+    if free <= 0:
+        return control
     chosen = best_places(study, feasible, wanted, unjudged=unjudged_knobs(space, lower, upper))
     waiting = [r for r in chosen if r.spec.number not in started]
     if not settled:
-        controls = {r.spec.number for r in feasible if r.spec.label == CONTROL}
-        waiting = waiting[: max(0, wanted - len(started - controls))]
+        waiting = waiting[:free]
     most = dict(zip((rung.name for rung in study.rungs), most_trials(study), strict=True))[upper.name]
     expected = control or [r for r in below if r.spec.label == CONTROL and r.result is None]
     room = max(0, most - len(above) - len(expected))  # for others than the control, which always goes up
@@ -171,8 +177,11 @@ def best_places(
     while pool and len(chosen) < wanted:
         pick = pool[0]
         if len(chosen) % 2:
-            pick = max(pool, key=lambda r: len(settings[r.spec.number] - seen))  # the first of the best: ranked order
-        pool.remove(pick)
+            news = [len(settings[r.spec.number] - seen) for r in pool]
+            if not any(news):  # nor will any later: every place goes by score
+                return chosen + pool[: wanted - len(chosen)]
+            pick = pool[news.index(max(news))]  # the first of the best: ranked order
+        pool = [r for r in pool if r is not pick]
         chosen.append(pick)
         seen |= settings[pick.spec.number]
     return chosen

@@ -88,8 +88,11 @@ def score_pairs(records: Sequence[TrialRecord], *, lower: str, upper: str) -> Pa
     )
     if not above:
         return ()
+    parents = {parent for _, parent, _ in above}
     below = {
-        r.spec.number: r.result.val_bpb for r in records if r.spec.rung == lower and r.status == "complete" and r.result
+        r.spec.number: r.result.val_bpb
+        for r in records
+        if r.spec.number in parents and r.spec.rung == lower and r.status == "complete" and r.result
     }
     return tuple((below[parent], score) for _, parent, score in above if parent in below)
 
@@ -114,8 +117,9 @@ def recall_interval(pairs: Pairs) -> tuple[float | None, float, float]:
 
     scores = np.array(pairs)
     rng = np.random.default_rng(len(pairs))  # the same pairs, the same interval
-    draws = sorted(_recall(scores[rng.integers(len(pairs), size=len(pairs))]) for _ in range(BOOTSTRAPS))
-    return _recall(scores), draws[int(0.05 * BOOTSTRAPS)], draws[int(0.95 * BOOTSTRAPS)]
+    draws = np.sort(_recalls(scores[rng.integers(len(pairs), size=(BOOTSTRAPS, len(pairs)))]))
+    low, high = (float(draws[int(share * BOOTSTRAPS)]) for share in (0.05, 0.95))
+    return float(_recalls(scores[None])[0]), low, high
 
 
 def judged_tags(lower: Rung, upper: Rung) -> frozenset[Tag]:
@@ -137,9 +141,11 @@ def same_steps(lower: Rung, upper: Rung) -> bool:
     return lower.seconds == upper.seconds and abs(share[0] / share[1] - 1) < 0.01
 
 
-def _recall(scores: NDArray[np.float64]) -> float:
+def _recalls(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(draws,) recall in each of (draws, pairs, 2) scores; ties go to the earlier pair."""
     import numpy as np
 
-    top = ceil(TOP_SHARE * len(scores))
-    first, second = (set(np.argsort(scores[:, i], kind="stable")[:top].tolist()) for i in (0, 1))
-    return len(first & second) / top
+    top = ceil(TOP_SHARE * scores.shape[1])
+    best = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(best, np.argsort(scores, axis=1, kind="stable")[:, :top], True, axis=1)
+    return np.asarray(best.all(2).sum(1) / top)

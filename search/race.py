@@ -117,7 +117,7 @@ def too_good(study: StudyConfig, record: TrialRecord, records: Sequence[TrialRec
         r.result.val_bpb
         for r in records
         if r.spec.rung == record.spec.rung
-        and r.spec.trial_id != record.spec.trial_id
+        and r.spec.number != record.spec.number
         and r.status == "complete"
         and r.result
         and not r.suspicious

@@ -46,6 +46,7 @@ def report_html(study: StudyConfig, analysis: Analysis, *, made: str = "") -> st
 {_header(study, analysis)}
 <main>
 {"".join(figures)}
+{_forecast_section(analysis)}
 {_table_section(study, analysis)}
 </main>
 <footer>{escape(made)}</footer>
@@ -225,6 +226,33 @@ def _evidence_sections(study: StudyConfig, analysis: Analysis) -> list[str]:
     )
     blocks.append(f'<section id="history"><h2>Is the search still improving?</h2>{body}</section>')
     return [f'<div class="trio">{"".join(blocks)}</div>']
+
+
+def _forecast_section(analysis: Analysis) -> str:
+    """What trials that have not ended at the top rung would score there."""
+    forecasts = analysis.full_forecasts
+    if not forecasts:
+        return ""
+    rung = escape(forecasts[0].rung)
+    rows = "".join(
+        f"<tr><td>{_trial_button(f.trial_id)}</td><td>{f.source}</td><td><b>{f.val_bpb:.4f}</b></td>"
+        f"<td>{f.low50:.4f} to {f.high50:.4f}</td><td>{f.low90:.4f} to {f.high90:.4f}</td></tr>"
+        for f in forecasts
+    )
+    heads = "".join(
+        f"<th scope=col>{name}</th>" for name in ("trial", "from its", f"val_bpb at {rung}", "50 %", "90 %")
+    )
+    known = max(f.num_pairs for f in forecasts)
+    trials = f"{known} trial{'s' * (known != 1)}"
+    basis = f"From how {trials} that {'has' if known == 1 else 'have'} a score at {rung} came out there."
+    if any(f.few for f in forecasts):
+        basis += " <strong>So few say little: the forecast is mostly a guess, and its intervals are wide.</strong>"
+    return (
+        f'<section id="full"><h2>What would they score at {rung}?</h2><p class="caption">{basis} Half of such '
+        "forecasts should come true within the first interval, nine of ten within the second.</p>"
+        f'<div class="scroll"><table class="rungs"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+        "</div></section>"
+    )
 
 
 def _knob_section(study: StudyConfig, analysis: Analysis) -> str:

@@ -180,12 +180,11 @@ class Sampler:
             if entered.user_attrs.get(ORIGIN_ATTR) == origin:
                 return ghost
             study.tell(ghost, state=TrialState.FAIL)
-        distributions = {p.name: _distribution(p) for p in self._space.params if p.name in params}
         study.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
                 params=dict(params),
-                distributions=distributions,
+                distributions=self._distributions_of(params),
                 user_attrs={ORIGIN_ATTR: origin},
             )
         )
@@ -217,13 +216,40 @@ class Sampler:
                 trial.set_constraint(key, excess)
         for key, value in _summary(record).items():
             trial.set_user_attr(key, value)
+        state, values = self._ending(record)
+        study.tell(spec.number, values, state=state)
+
+    def _ending(self, record: TrialRecord) -> tuple[TrialState, list[float] | None]:
+        """How Optuna calls the end of a trial: its state, and what it measured."""
+        result = record.result
+        if result is None:
+            return TrialState.RUNNING, None
         if result.status == "complete":
-            values = [result.val_bpb, float(result.artifact_bytes)]
-            study.tell(spec.number, values[: len(study.directions)])
-        elif result.status == "failed":
-            study.tell(spec.number, state=TrialState.FAIL)
-        else:
-            study.tell(spec.number, state=TrialState.PRUNED)
+            directions = self._studies[record.spec.rung].directions
+            return TrialState.COMPLETE, [result.val_bpb, float(result.artifact_bytes)][: len(directions)]
+        return (TrialState.FAIL if result.status == "failed" else TrialState.PRUNED), None
+
+    def _recover(self, record: TrialRecord) -> None:
+        """Enter a trial that the storage has lost, with its result where there is one; one atomic write.
+
+        Not first running and then told: Optuna reads everything unfinished again at every call, so thousands of
+        trials would take hours.
+        """
+        known = record.result is not None
+        state, values = self._ending(record)
+        self._studies[record.spec.rung].add_trial(
+            create_trial(
+                state=state,
+                values=values,
+                params=dict(record.spec.params),
+                distributions=self._distributions_of(record.spec.params),
+                user_attrs={ORIGIN_ATTR: "recovered"} | (_summary(record) if known else {}),
+                constraints=constraints(self._study.caps, record) if known else None,
+            )
+        )
+
+    def _distributions_of(self, params: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:
+        return {param.name: _distribution(param) for param in self._space.params if param.name in params}
 
     @_names_the_storage
     def reconcile(self, records: tuple[TrialRecord, ...]) -> None:
@@ -239,13 +265,14 @@ class Sampler:
                     if rung in self._ghosts:
                         study.tell(self._ghosts[rung], state=TrialState.FAIL)
                     self._ghosts[rung] = trial.number
-            for number in range(len(study.get_trials(deepcopy=False)), max(mine, default=-1) + 1):
+            known = study.get_trials(deepcopy=False)
+            for number in range(len(known), max(mine, default=-1) + 1):
                 if number in mine:
-                    self.add(rung, mine[number].spec.params, origin="recovered")
+                    self._recover(mine[number])
                 else:
                     study.add_trial(create_trial(state=TrialState.FAIL))
-            for record in mine.values():
-                if record.result is not None:
+            for number, record in mine.items():
+                if record.result is not None and number < len(known) and not known[number].state.is_finished():
                     self.tell(record)
 
 

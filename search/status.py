@@ -15,6 +15,7 @@ from typing import Literal
 from search.analysis import ENDED
 from search.budget import account, describe_account
 from search.commands import is_simulated, search_command, study_argument
+from search.forecast import BpbForecast, forecast_proxies, forecast_running
 from search.journal import was_done
 from search.ledger import TrialRecord, best_record, trial_dir
 from search.promote import Done, decide
@@ -83,6 +84,7 @@ class StudyStatus:
     budget: str  # spent, committed and left, as the driver counts
     noise: tuple[NoiseFloor, ...]  # per rung where a trial ran several seeds
     proxies: tuple[ProxyQuality, ...]  # how each rung has ranked what was promoted from it, and what it keeps
+    forecasts: tuple[BpbForecast, ...]  # at the top rung: of what runs there, then of the best trials below it
     next: tuple[str, ...]  # commands that make sense now
 
 
@@ -115,6 +117,7 @@ def study_status(
             proxy_quality(study, records, lower=lower, upper=upper)
             for lower, upper in zip(study.rungs, study.rungs[1:], strict=False)
         ),
+        forecasts=_forecasts(study, records),
         next=_next(study, records, state, best_id),
     )
 
@@ -175,6 +178,19 @@ def _live(study: StudyConfig, record: TrialRecord, *, alive: bool) -> LiveTrial:
         seconds=sum(float(records[0].get("seconds", 0.0)) for records in last.values() if records),
         eta_seconds=eta if alive else None,
     )
+
+
+def _forecasts(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[BpbForecast, ...]:
+    """What trials would score at the top rung; curves are read only while something runs there."""
+    top = [r for r in records if r.spec.rung == study.rungs[-1].name]
+    curves = {r.spec.trial_id: _curve(study, r) for r in top} if any(r.result is None for r in top) else {}
+    return (*forecast_running(study, records, curves), *forecast_proxies(study, records))
+
+
+def _curve(study: StudyConfig, record: TrialRecord) -> list[tuple[float, float]]:
+    """(progress, train_loss) of the first seed."""
+    path = trial_dir(study, record.spec.trial_id) / f"seed{record.spec.seeds[0]}" / PROGRESS_FILE
+    return [(r["progress"], r["train_loss"]) for r in read_progress(path) if "progress" in r and "train_loss" in r]
 
 
 def _seed_dirs(study: StudyConfig, record: TrialRecord) -> list[Path]:

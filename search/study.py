@@ -40,11 +40,11 @@ class Caps:
 
     def allow(self, result: TrialResult) -> bool:
         """Whether a finished trial could be submitted."""
-        return (
-            result.status == "complete"
-            and result.artifact_bytes <= self.artifact_bytes
-            and result.train_seconds <= self.train_seconds
-            and result.eval_seconds <= self.eval_seconds
+        return result.status == "complete" and all(
+            run.model_bytes + run.code_bytes <= self.artifact_bytes
+            and run.train_seconds <= self.train_seconds
+            and run.eval_seconds <= self.eval_seconds
+            for run in result.runs
         )
 
     def measured(self, result: TrialResult) -> dict[str, float]:

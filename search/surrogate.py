@@ -142,7 +142,7 @@ class Surrogate:
         if due is not None:
             options = [o for o in options if o[1] == due]
             guess = row_key(self._first_guess())
-            options = [o for o in options if row_key(history.units[o[0]]) == guess] or options
+            options = [o for o in options if history.keys[o[0]] == guess] or options
         up = self._best_option(model, history, options)
         if not starts or (due is not None and up is not None):
             return up
@@ -164,8 +164,7 @@ class Surrogate:
         """
         guess = self._first_guess()
         size = self._bytes.exact(guess)
-        known = {row_key(row) for row in history.units}
-        if row_key(guess) not in known and (size is None or size <= self._cap):
+        if row_key(guess) not in history.keys and (size is None or size <= self._cap):
             return Proposal(params=self.encoder.values(guess), level=level)
         draws = random_points(self.encoder, 64, self._rng)
         partner = (None, history.units[:1], guess[None])[len(history) % 3]
@@ -231,7 +230,7 @@ class Surrogate:
             children = mutate(self.encoder, np.repeat(parents, NUM_CHILDREN, axis=0), self._rng)
             points = np.concatenate([points, children])
             scores = np.concatenate([scores, self._score(model, children, history)])
-        seen = {row_key(row) for row in history.units}
+        seen = set(history.keys)
         order = [i for i in np.argsort(-scores, kind="stable")[: 4 * MAX_CHECKS] if row_key(points[i]) not in seen]
         points = points[order] if order else random_points(self.encoder, 16, self._rng)
         values = model.log_values(self.encoder.features(points), tuple(starts))
@@ -349,8 +348,9 @@ def _layout(encoder: Encoder, levels: Sequence[Level]) -> Layout:
 def _options(history: History, top: int) -> list[tuple[int, int]]:
     """(observation, next level) of every way up: from a configuration's highest run, when that has ended well."""
     highest: dict[int, int] = {}
-    for i, config in enumerate(history.configs):
-        if int(config) not in highest or history.levels[i] > history.levels[highest[int(config)]]:
-            highest[int(config)] = i
-    ended_well = [i for i in highest.values() if history.scored[i] and history.feasible[i]]
-    return [(i, int(history.levels[i]) + 1) for i in ended_well if history.levels[i] < top]
+    levels = history.levels.tolist()
+    for i, config in enumerate(history.configs.tolist()):
+        if config not in highest or levels[i] > levels[highest[config]]:
+            highest[config] = i
+    ended_well = (history.scored & history.feasible).tolist()
+    return [(i, levels[i] + 1) for i in highest.values() if ended_well[i] and levels[i] < top]

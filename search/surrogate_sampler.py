@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,6 +37,24 @@ class Advice:
     rung: str
     parent: tuple[str, int] | None
     proposal: Proposal
+
+
+@dataclass(slots=True)
+class _Settled:
+    """The first trials of a rung, up to the first that runs: they have ended, so nothing about them will change."""
+
+    count: int = 0
+    keys: list[tuple[str, int]] = field(default_factory=list)  # of those that ran
+    runs: list[Observation] = field(default_factory=list)
+    early: dict[int, Observation] = field(default_factory=dict)  # of the trials from there on
+
+    def add(self, key: tuple[str, int], seen: Observation | None) -> None:
+        """The next trial has ended."""
+        self.count += 1
+        self.early.pop(key[1], None)
+        if seen is not None:
+            self.keys.append(key)
+            self.runs.append(seen)
 
 
 class SurrogateSampler(optuna.samplers.BaseSampler):
@@ -67,7 +85,8 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
         self._computes = computes
         self._distributions = dict(distributions)
         self._studies: dict[str, optuna.Study] = {}
-        self._ended: dict[tuple[str, int], Observation | None] = {}  # finished trials never change
+        self._new: tuple[list[Observation], Proposal] | None = None  # a new point that was advised, from what runs
+        self._settled: dict[str, _Settled] = {rung: _Settled() for rung in self._rungs}
         self._costs: dict[str, list[float]] = {rung: [] for rung in self._rungs}
         self._independent = optuna.samplers.RandomSampler(seed=seed)
         self._ghosts = {} if ghosts is None else ghosts
@@ -107,6 +126,7 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
         )
         if proposal is None:
             return None
+        self._new = None if proposal.parent is not None or len(starts) > 1 else (runs, proposal)
         parent = None if proposal.parent is None else keys[proposal.parent]
         return Advice(rung=self._rungs[proposal.level], parent=parent, proposal=proposal)
 
@@ -120,7 +140,10 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
         """The active parameters of the model's proposal for this study's rung."""
         rung = next(name for name, watched in self._studies.items() if watched.study_name == study.study_name)
         _, runs = self._history(without=(rung, trial.number))
-        proposal = self._propose(runs, starts=(self._rungs.index(rung),), climbs=())
+        level = self._rungs.index(rung)
+        if self._new is not None and self._new[0] == runs and self._new[1].level == level:
+            return dict(self._new[1].params)
+        proposal = self._propose(runs, starts=(level,), climbs=())
         assert proposal is not None  # there is a rung to start at
         return dict(proposal.params)
 
@@ -132,28 +155,36 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
 
     def _history(self, without: tuple[str, int] | None = None) -> tuple[list[tuple[str, int]], list[Observation]]:
         """Every run of every rung with its (rung, number), by rung and number: not in the order it was learnt in."""
-        keys, runs = [], []
+        keys: list[tuple[str, int]] = []
+        runs: list[Observation] = []
         for rung, study in self._studies.items():
-            for trial in study.get_trials(deepcopy=False):
+            settled, trials = self._settled[rung], study.get_trials(deepcopy=False)
+            while settled.count < len(trials) and trials[settled.count].state.is_finished():
+                settled.add((rung, settled.count), self._seen(rung, trials[settled.count]))
+            keys += settled.keys
+            runs += settled.runs
+            for trial in trials[settled.count :]:
                 key = (rung, trial.number)
-                if key == without or self._ghosts.get(rung) == trial.number:
-                    continue
-                if key not in self._ended or not trial.state.is_finished():
-                    seen = self._observation(trial, self._rungs.index(rung))
-                    if not trial.state.is_finished():
-                        if seen is not None:
-                            keys.append(key)
-                            runs.append(seen)
-                        continue
-                    self._ended[key] = seen
-                    if seen is not None and trial.user_attrs.get("gpu_seconds"):
-                        self._costs[rung].append(float(trial.user_attrs["gpu_seconds"]))
-                known = self._ended[key]
-                if known is not None:
+                hidden = key == without or self._ghosts.get(rung) == trial.number
+                seen = None if hidden else self._seen(rung, trial)
+                if seen is not None:
                     keys.append(key)
-                    runs.append(known)
+                    runs.append(seen)
         self._model.levels = self._levels()
         return keys, runs
+
+    def _seen(self, rung: str, trial: FrozenTrial) -> Observation | None:
+        """`_observation`, made once for a trial that runs and once when it has ended."""
+        early, finished = self._settled[rung].early, trial.state.is_finished()
+        known = early.get(trial.number)
+        if known is not None and (not known.running or (not finished and known.params == trial.params)):
+            return known
+        seen = self._observation(trial, self._rungs.index(rung))
+        if seen is not None:
+            early[trial.number] = seen
+            if finished and trial.user_attrs.get("gpu_seconds"):
+                self._costs[rung].append(float(trial.user_attrs["gpu_seconds"]))
+        return seen
 
     def _observation(self, trial: FrozenTrial, level: int) -> Observation | None:
         """A trial as the model sees it; None when it never ran."""

@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from search.analysis import Analysis
+    from search.forecast import BpbForecast
     from search.status import LiveTrial, RungStatus, StudyStatus
     from search.study import StudyConfig
 
@@ -158,6 +159,8 @@ def _print_status(found: StudyStatus) -> None:
     tables = [_rung_cells(found.rungs)]
     if found.live:
         tables.append(_live_cells(found.live))
+    if found.forecasts:
+        tables.append(_forecast_cells(found.forecasts))
     if sys.stdout.isatty():
         _print_rich(head, tables)
     else:
@@ -197,6 +200,22 @@ def _live_cells(live: tuple[LiveTrial, ...]) -> list[list[str]]:
                 "-" if t.train_loss is None else f"{t.train_loss:.4f}",
                 "-" if t.ms_per_step is None else f"{t.ms_per_step:.1f}",
                 "-" if t.eta_seconds is None else _duration(t.eta_seconds),
+            ]
+        )
+    return rows
+
+
+def _forecast_cells(forecasts: tuple[BpbForecast, ...]) -> list[list[str]]:
+    rows = [["trial", f"at {forecasts[0].rung}", "50 %", "90 %", "from"]]
+    for f in forecasts:
+        known = f"{f.num_pairs} earlier trial{'s' * (f.num_pairs != 1)}" if f.num_pairs else "no earlier trial"
+        rows.append(
+            [
+                f.trial_id,
+                f"{f.val_bpb:.4f}",
+                f"{f.low50:.4f} to {f.high50:.4f}",
+                f"{f.low90:.4f} to {f.high90:.4f}",
+                f"its {f.source}, {known}{': mostly a guess' if f.few else ''}",
             ]
         )
     return rows

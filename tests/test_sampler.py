@@ -167,14 +167,25 @@ def test_rungs_with_the_same_compute_are_one_to_the_model() -> None:
     assert list(modelled_rungs(study)) == ["proxy", "full"]
 
 
-def test_asks_stay_quick_with_5000_trials(tmp_path: Path) -> None:
-    """Optuna's bookkeeping included; measured 0.15 s on a free core."""
-    sampler = Sampler(make_study(tmp_path, "surrogate"), SPACE, forecast=size_of)
+WIDE = replace(
+    SPACE,
+    params=(
+        *SPACE.params,
+        *(FloatParam(name=f"rate{i}", low=1e-4, high=1e-1, log=True, tag="step_dependent") for i in range(13)),
+        *(ChoiceParam(name=f"kind{i}", options=("a", "b", "c"), tag="scale_free") for i in range(8)),
+    ),
+)
+
+
+def test_ask_and_tell_stay_quick_with_5000_trials_of_25_knobs(tmp_path: Path) -> None:
+    """Processor seconds, Optuna's bookkeeping included; measured 0.07 s on a free core, thrice that on a busy one."""
+    sampler = Sampler(make_study(tmp_path, "surrogate"), WIDE)
     study = sampler._studies["proxy"]
     rng = np.random.default_rng(0)
     distributions = study.sampler.infer_relative_search_space(study, None)  # type: ignore[arg-type]
+    assert len(distributions) == 25
     for _ in range(5000):
-        params = SPACE.sample(rng)
+        params = WIDE.sample(rng)
         study.add_trial(
             optuna.trial.create_trial(
                 params=params,
@@ -183,7 +194,60 @@ def test_asks_stay_quick_with_5000_trials(tmp_path: Path) -> None:
                 user_attrs={"status": "complete", "artifact_bytes": size_of(params), "gpu_seconds": 10.0},
             )
         )
-    sampler.ask("proxy")
-    began = time.process_time()
-    sampler.ask("proxy")
-    assert time.process_time() - began < 0.6
+    sampler.tell(record("proxy", *sampler.ask("proxy")))  # fits the model's hyperparameters
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        number, params = sampler.ask("proxy")
+        sampler.tell(record("proxy", number, params))
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 0.3
+
+
+def test_a_point_that_was_advised_is_asked_without_a_second_thought(tmp_path: Path) -> None:
+    """The point is the one that the model would choose anew, and is forgotten once anything has changed."""
+    asked = []
+    for forgets in (False, True):
+        sampler = Sampler(make_study(tmp_path, "surrogate"), SPACE)
+        mine = []
+        for number in range(24):
+            advice = sampler.advise(starts=["proxy"], climbs=["full"] if number % 2 else [])
+            assert advice is not None
+            if advice.parent is not None:
+                params = dict(advice.proposal.params)
+                sampler.tell(record("full", sampler.add("full", params, origin="proxy"), params))
+                continue
+            if forgets:
+                assert sampler._surrogate is not None
+                sampler._surrogate._new = None
+            number, params = sampler.ask("proxy")
+            mine.append(params)
+            if number % 3:  # every third runs on
+                sampler.tell(record("proxy", number, params))
+        asked.append(mine)
+        again = sampler.ask("proxy")[1]
+        assert again != mine[-1]
+    assert asked[0] == asked[1]
+    assert len(asked[0]) > 15
+
+
+@pytest.mark.parametrize("name", ["tpe", "surrogate"])
+def test_a_lost_storage_is_written_again_in_one_go(tmp_path: Path, name: str) -> None:
+    """State, score, constraints and attributes are those of a storage that heard trial by trial."""
+    kept = Sampler(make_study(tmp_path, name, storage=""), SPACE)
+    records = []
+    for i, status in enumerate(("complete", "diverged", "failed", "infeasible", "timeout", "complete")):
+        number, params = kept.ask("proxy")
+        records.append(record("proxy", number, params, status=status))
+        if i < 5:
+            kept.tell(records[-1])
+    records[5] = replace(records[5], result=None)
+    (tmp_path / "fresh").mkdir()
+    fresh = Sampler(make_study(tmp_path / "fresh", name, storage=""), SPACE)
+    fresh.reconcile(tuple(records))
+    before, after = (sampler._studies["proxy"].get_trials(deepcopy=False) for sampler in (kept, fresh))
+    for a, b in zip(before, after, strict=True):
+        assert (a.state, a.values, a.constraints, a.params) == (b.state, b.values, b.constraints, b.params)
+        assert {**a.user_attrs, "origin": "recovered"} == dict(b.user_attrs)
+    fresh.tell(replace(record("proxy", 5, records[5].spec.params)))
+    assert all(trial.state.is_finished() for trial in fresh._studies["proxy"].get_trials(deepcopy=False))
