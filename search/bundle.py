@@ -1,10 +1,11 @@
 """Make `pgolf_model` one file: the self-extracting `train_gpt.py` that every trial runs, and a readable one.
 
 The modules that `pgolf_model.main` reaches are put in dependency order, their imports of each other dropped and all
-other imports hoisted. The packed form keeps every name (tracebacks stay readable) but loses comments, docstrings,
-annotations nobody reads and definitions nobody uses; LZMA2 and base85 then bring it to a few thousand bytes. The
-config stays outside the compressed body, as the last lines of the script, so that a bundle costs microseconds once
-the body is known, and the values that were run can be read in the file that was run.
+other imports hoisted. The packed form keeps the names of functions, parameters and attributes (tracebacks stay
+readable) but loses those of local variables, comments, docstrings, annotations nobody reads and definitions nobody
+uses; LZMA2 and base85 then bring it to a third. The config stays outside the compressed body, as the last lines of
+the script, so that a bundle costs microseconds once the body is known, and the values that were run can be read in the
+file that was run.
 """
 
 from __future__ import annotations

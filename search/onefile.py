@@ -7,11 +7,14 @@ at import. `minify` then drops what no reader of the packed script would miss.
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
+from keyword import iskeyword
+from string import ascii_letters
 
 PACKAGE = "pgolf_model"
 
@@ -128,10 +131,14 @@ def format_imports(imports: Iterable[Import]) -> str:
 
 
 def minify(modules: Iterable[Module], roots: Iterable[str]) -> str:
-    """One source text with what `roots` reach: no comments, docstrings, unread annotations or unused imports."""
+    """One source text with what `roots` reach: no comments, docstrings, unread annotations or unused imports.
+
+    Local variables get short names; what tracebacks and callers name keeps its own: functions, parameters, attributes.
+    """
     modules = tuple(modules)
     parsed = (node for module in modules for node in ast.parse(module.text).body)
     statements = _reachable([_strip(node) for node in parsed], roots)
+    _shorten_locals(statements, {i.bound for module in modules for i in module.imports})
     used = {name for statement in statements for name in _names(statement)}
     imports = [i for module in modules for i in module.imports if i.bound in used]
     text = ast.unparse(ast.Module(body=statements, type_ignores=[]))
@@ -231,6 +238,46 @@ def _strip(statement: ast.stmt) -> ast.stmt:
     stripped = _Stripper().visit(statement)
     assert isinstance(stripped, ast.stmt)
     return stripped
+
+
+def _shorten_locals(statements: list[ast.stmt], imported: set[str]) -> None:
+    """Rename, in place, the variables that functions and methods assign: each function has its own a, b, c, ..."""
+    shared = {name for statement in statements for name in _defines(statement)} | imported | set(dir(builtins))
+    for statement in statements:
+        for function in statement.body if isinstance(statement, ast.ClassDef) else [statement]:
+            if isinstance(function, ast.FunctionDef):
+                _shorten_in(function, shared)
+
+
+def _shorten_in(function: ast.FunctionDef, shared: set[str]) -> None:
+    """Rename the variables of one function and of all that is nested in it, together: closures go on seeing them.
+
+    A name keeps its length if it means something else anywhere in there: a parameter, a function, what an exception is
+    caught as, what a pattern binds, or one of the `shared` names.
+    """
+    nodes = list(ast.walk(function))
+    kept = set(shared)
+    for node in nodes:
+        match node:
+            case ast.arg(arg=name) | ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
+                kept.add(name)
+            case ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
+                kept.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                kept.add(name)
+            case ast.Global(names=several) | ast.Nonlocal(names=several):
+                kept.update(several)
+            case ast.alias(name=name, asname=asname):
+                kept.add(asname or name.partition(".")[0])
+    used = [node for node in nodes if isinstance(node, ast.Name)]
+    stored = dict.fromkeys(node.id for node in used if isinstance(node.ctx, ast.Store))
+    long = [name for name in stored if name not in kept]
+    taken = kept | {node.id for node in used} - set(long)
+    short = (name for length in (1, 2) for name in map("".join, product(ascii_letters, repeat=length)))
+    free = (name for name in short if name not in taken and not iskeyword(name))
+    renamed = dict(zip(long, free, strict=False))
+    for node in used:
+        node.id = renamed.get(node.id, node.id)
 
 
 class _Stripper(ast.NodeTransformer):
