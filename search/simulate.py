@@ -11,18 +11,22 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache
+from itertools import pairwise
+from math import ceil
 from pathlib import Path
 
 from pgolf_model.config import RunConfig
 from search.bundle import bundle
 from search.commands import WORLD_FILE
+from search.dispatch import Dispatcher, Start
 from search.driver import Driver
 from search.events import Event, Finished, Started
 from search.ledger import TrialRecord, read_records, trial_dir
 from search.local import refuse_impossible
 from search.maker import Made, study_space
+from search.placement import Node
 from search.promote import Done
 from search.study import StudyConfig
 from search.world import Evaluate, World, measure, plain_space
@@ -34,6 +38,10 @@ from trials.spec import RESULT_FILE, Scalar, TrialResult, TrialSpec, append_line
 
 LOG_FILE = "simulated.jsonl"  # in the study's folder: when each trial started and will end, in simulated seconds
 UNLIMITED = 1e9  # cores or GPUs where nobody set a limit
+GPUS_PER_NODE = 8  # of a simulated cluster, unless a rung wants more
+
+
+_Key = tuple[str, int, int]  # trial, attempt, number of seeds: one stay on the cluster
 
 
 @dataclass(kw_only=True, slots=True)
@@ -112,6 +120,9 @@ class Span:
     num_seeds: int  # of the spec that was started
     start: float
     end: float
+    asked: float = 0.0  # when the brain wanted it started
+    node: str = ""
+    gpu_ids: tuple[int, ...] = ()  # on that node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +147,17 @@ class Trace:
         used = sum((min(s.end, last) - s.start) * mine[s.trial_id] for s in self.spans)
         return 1 - used / (gpus * last) if last else 0.0
 
+    def idle_while_queued(self, gpus: float) -> float:
+        """Share of all GPU time until the last trial was started in which a GPU was free although a trial waited."""
+        mine = {r.spec.trial_id: r.spec.gpus for r in self.records}
+        moments = sorted({moment for s in self.spans for moment in (s.asked, s.start, s.end)})
+        free = 0.0
+        for now, then in pairwise(moments):
+            if any(s.asked <= now < s.start for s in self.spans):
+                free += (then - now) * (gpus - sum(mine[s.trial_id] for s in self.spans if s.start <= now < s.end))
+        last = max((s.start for s in self.spans), default=0.0)
+        return free / (gpus * last) if last else 0.0
+
     def best_by_gpu_seconds(self, rung: str = "") -> tuple[tuple[float, TrialRecord], ...]:
         """(GPU-seconds spent by then, new best feasible trial) in order of time, at one rung (the top by default)."""
         name = rung or self.study.rungs[-1].name
@@ -156,8 +178,7 @@ class Trace:
 
 def simulated_driver(study: StudyConfig, world: World) -> tuple[Driver, SimulatedClock]:
     """The brain of a study, over a world, and the clock by which it lives: it goes on from where a killed one was."""
-    spans = {(s.trial_id, s.attempt, s.num_seeds): s for s in read_spans(study)}
-    clock = SimulatedClock(now=_recovered(spans, read_records(study)))
+    clock = SimulatedClock(now=_recovered(read_spans(study), read_records(study)))
     maker = SimulatedMaker(world=world, space=world.space or study_space(study), cap_bytes=study.caps.artifact_bytes)
     return Driver(study, maker, clock=clock), clock
 
@@ -165,65 +186,74 @@ def simulated_driver(study: StudyConfig, world: World) -> tuple[Driver, Simulate
 def run_simulated(driver: Driver, world: World, clock: SimulatedClock) -> Generator[Event, None, None]:
     """Drive the study to its end in simulated time, on `study.gpus` GPUs and `study.cpus` cores (0: no limit).
 
-    One pool of GPUs, without nodes. A trial that does not fit waits and holds back those after it, as under Ray.
-    Everything that happens at one moment happens in the order of trial ids, and what was going on when a simulation
-    was killed is in its log: it goes on as if nothing had happened.
+    GPUs come in nodes of eight; what starts where is decided as under Ray (search.placement). Everything that happens
+    at one moment happens in the order of trial ids, and what was going on when a simulation was killed is in its log:
+    it goes on as if nothing had happened.
 
     Raises:
         ValueError: a rung asks for more than there is.
     """
     study = driver.study
-    gpus, cpus = study.gpus or UNLIMITED, study.cpus or UNLIMITED
-    refuse_impossible(study, cpus=cpus, gpus=gpus)
+    nodes = simulated_nodes(study)
+    refuse_impossible(study, cpus=nodes[0].cpus, gpus=nodes[0].gpus)
     log = study.dir / LOG_FILE
-    spans = {(s.trial_id, s.attempt, s.num_seeds): s for s in read_spans(study)}
+    spans, asked = _read_log(study)
     order = {rung.name: i for i, rung in enumerate(study.rungs)}
     queue: list[tuple[float, int, int, TrialSpec, TrialResult]] = []
-    waiting: list[TrialSpec] = []
+    dispatcher = Dispatcher(driver, nodes)
 
-    def start(spec: TrialSpec) -> None:
+    def run(spec: TrialSpec, place: Start | None = None) -> None:
         result, seconds = measure(study, world, spec)
-        span = spans.get(_key(spec))
-        if span is None:
-            span = Span(
+        key = _key(spec)
+        if place is not None:
+            spans[key] = Span(
                 trial_id=spec.trial_id,
                 attempt=spec.attempt,
                 num_seeds=len(spec.seeds),
                 start=clock.now,
                 end=clock.now + seconds,
+                asked=asked.pop(key, clock.now),
+                node=place.node,
+                gpu_ids=place.gpu_ids,
             )
-            spans[_key(spec)] = span
-            append_line(log, [span.trial_id, span.attempt, span.num_seeds, span.start, span.end])
-        heapq.heappush(queue, (span.end, order[spec.rung], spec.number, spec, result))
+            append_line(log, astuple(spans[key]))
+        heapq.heappush(queue, (spans[key].end, order[spec.rung], spec.number, spec, result))
 
-    while driver.has_unfinished:  # of a driver that was killed: those that had started go on where they were
-        said = driver.next()
-        if not isinstance(said, TrialSpec):
-            break
-        if _key(said) in spans:
-            start(said)
-            yield Started(spec=said)
+    for left in _left_unfinished(driver):  # by a driver that was killed: what had started goes on where it was
+        span = spans.get(_key(left))
+        if span is not None:
+            run(left)
+            dispatcher.started(Start(spec=left, node=span.node, gpu_ids=span.gpu_ids, at=span.start))
+            yield Started(spec=left)
+        elif _key(left) in asked:
+            dispatcher.hold(left)
         else:
-            waiting.append(said)
+            driver.release(left)
     while True:
-        while True:
-            said = waiting.pop(0) if waiting else driver.next()
-            if not isinstance(said, TrialSpec):
-                break
-            if sum(q[3].gpus for q in queue) + said.gpus > gpus + 1e-9:
-                break
-            if sum(q[3].cpus for q in queue) + said.cpus > cpus + 1e-9:
-                break
-            start(said)
-            yield Started(spec=said)
-        if isinstance(said, TrialSpec):
-            waiting.insert(0, said)
+        while isinstance(said := dispatcher.next(clock.now), Start):
+            run(said.spec, said)
+            yield Started(spec=said.spec)
+        for spec in dispatcher.held:
+            if _key(spec) not in asked:
+                asked[_key(spec)] = clock.now
+                append_line(log, [*_key(spec), clock.now])
         if not queue:
             assert isinstance(said, Done), f"nothing runs and the brain says {said}"
             return
         clock.now, _, _, spec, result = heapq.heappop(queue)
+        dispatcher.ended(spec)
         write_json(trial_dir(study, spec.trial_id) / RESULT_FILE, result)
         yield Finished(spec=spec, result=driver.finish(spec))
+
+
+def simulated_nodes(study: StudyConfig) -> tuple[Node, ...]:
+    """The study's GPUs in nodes of eight, or of as many as a rung wants; its cores go with them. Largest first."""
+    if not study.gpus:
+        return (Node(name="0", cpus=study.cpus or UNLIMITED, gpus=int(UNLIMITED)),)
+    size = max(GPUS_PER_NODE, *(ceil(rung.gpus) for rung in study.rungs))
+    sizes = [min(size, ceil(study.gpus) - first) for first in range(0, ceil(study.gpus), size)]
+    cpus = (study.cpus or UNLIMITED) / ceil(study.gpus)
+    return tuple(Node(name=str(i), cpus=cpus * gpus, gpus=gpus) for i, gpus in enumerate(sizes))
 
 
 def simulate(
@@ -264,9 +294,27 @@ def simulate(
 
 
 def read_spans(study: StudyConfig) -> tuple[Span, ...]:
-    """The simulation's log."""
-    rows = (row for row in read_lines(study.dir / LOG_FILE) if isinstance(row, list))
-    return tuple(Span(trial_id=t, attempt=a, num_seeds=n, start=s, end=e) for t, a, n, s, e in rows)
+    """What ran when and where, in order of starts."""
+    return tuple(_read_log(study)[0].values())
+
+
+def _read_log(study: StudyConfig) -> tuple[dict[_Key, Span], dict[_Key, float]]:
+    """The simulation's log: what was started; and since when what was not started waits."""
+    spans: dict[_Key, Span] = {}
+    asked: dict[_Key, float] = {}
+    for row in read_lines(study.dir / LOG_FILE):
+        if not isinstance(row, list):
+            continue
+        key = (row[0], row[1], row[2])
+        if len(row) == len(key) + 1:
+            asked[key] = row[-1]
+        else:
+            spans[key] = Span(
+                trial_id=row[0], attempt=row[1], num_seeds=row[2], start=row[3], end=row[4],
+                asked=row[5], node=row[6], gpu_ids=tuple(row[7]),
+            )  # fmt: skip
+            asked.pop(key, None)
+    return spans, asked
 
 
 @cache
@@ -275,11 +323,20 @@ def _code_bytes() -> int:
     return len(bundle(RunConfig()))
 
 
-def _key(spec: TrialSpec) -> tuple[str, int, int]:
+def _left_unfinished(driver: Driver) -> list[TrialSpec]:
+    """What a killed driver left, all in flight again."""
+    left: list[TrialSpec] = []
+    while driver.has_unfinished and isinstance(said := driver.next(), TrialSpec):
+        left.append(said)
+    return left
+
+
+def _key(spec: TrialSpec) -> _Key:
     return spec.trial_id, spec.attempt, len(spec.seeds)
 
 
-def _recovered(spans: Mapping[tuple[str, int, int], Span], records: Sequence[TrialRecord]) -> float:
+def _recovered(spans: Sequence[Span], records: Sequence[TrialRecord]) -> float:
     """What the clock showed when the simulation was killed: the last thing that is known to have happened."""
     open_now = {_key(r.spec) for r in records if r.result is None}
-    return max((s.start if key in open_now else s.end for key, s in spans.items()), default=0.0)
+    ran = ((s.trial_id, s.attempt, s.num_seeds) for s in spans)
+    return max((s.start if key in open_now else s.end for key, s in zip(ran, spans, strict=True)), default=0.0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from pgolf_model import optim
 from pgolf_model.config import ModelConfig, TrainConfig
 from pgolf_model.distributed import DistEnv
 from pgolf_model.model import GPT, build_model
-from pgolf_model.optim import Muon, build_optimizers, orthogonalize
+from pgolf_model.optim import AdamW, Muon, build_optimizers, orthogonalize
 from pgolf_model.shapes import ParamInfo, param_shapes
 
 CONFIG = ModelConfig(vocab_size=32, num_layers=3, model_dim=16, num_heads=4, num_kv_heads=2, mlp_mult=3.0)
@@ -179,6 +182,41 @@ def test_small_and_embedding_parameters_follow_adamw(monkeypatch: pytest.MonkeyP
     for name, parameter in twin.named_parameters():
         if id(parameter) in checked:
             torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_is_torchs_fused_one_bit_for_bit() -> None:
+    """Through changes of the rate; a parameter without a gradient is left alone."""
+    mine, twin = ([torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (5, 7, 3)] for _ in range(2))
+    settings = {"lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    optimizer = AdamW([{"params": mine, **settings}], eps=1e-8)
+    reference = torch.optim.AdamW([{"params": twin, **settings}], eps=1e-8, fused=True)
+    for step, lr in enumerate((0.01, 0.02, 0.0)):
+        for a, b in zip(mine[:2], twin[:2], strict=True):
+            b.grad = a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step))
+        optimizer.param_groups[0]["lr"] = reference.param_groups[0]["lr"] = lr
+        optimizer.step()
+        reference.step()
+        assert all(torch.equal(a, b) for a, b in zip(mine, twin, strict=True))
+    assert torch.equal(mine[2], torch.linspace(-1, 1, 3))
+
+
+def test_training_on_a_cpu_does_not_load_the_compiler() -> None:
+    """torch._dynamo takes 2 s to import, which is a third of the shortest trial."""
+    program = (
+        "import sys, torch\n"
+        "from pgolf_model.config import ModelConfig, TrainConfig\n"
+        "from pgolf_model.distributed import DistEnv\n"
+        "from pgolf_model.model import build_model\n"
+        "from pgolf_model.optim import build_optimizers\n"
+        "config = ModelConfig(vocab_size=8, num_layers=2, model_dim=8, num_heads=2, num_kv_heads=1)\n"
+        "model = build_model(config, seed=0)\n"
+        "for p in model.parameters(): p.grad = torch.ones_like(p)\n"
+        "build_optimizers(model, TrainConfig(), DistEnv()).step()\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    root = Path(optim.__file__).resolve().parents[1]
+    said = subprocess.run([sys.executable, "-c", program], cwd=root, text=True, capture_output=True, check=False)
+    assert said.stdout.strip() == "False", said.stderr
 
 
 def test_every_parameter_is_updated_by_exactly_one_optimizer() -> None:

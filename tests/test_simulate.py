@@ -74,7 +74,13 @@ def test_no_moment_uses_more_than_the_cluster_has() -> None:
     gpus = {r.spec.trial_id: r.spec.gpus for r in trace.records}
     for moment in {s.start for s in trace.spans}:
         assert sum(gpus[s.trial_id] for s in trace.spans if s.start <= moment < s.end) <= 16
-    assert 0 <= trace.idle(16) < 1
+        for span in (s for s in trace.spans if s.start <= moment < s.end):
+            assert len(set(span.gpu_ids)) == len(span.gpu_ids) == gpus[span.trial_id]
+        held = [(s.node, gpu) for s in trace.spans if s.start <= moment < s.end for gpu in s.gpu_ids]
+        assert len(set(held)) == len(held), "two trials on one GPU"
+        assert set(held) <= {(node, gpu) for node in ("0", "1") for gpu in range(8)}
+    assert 0 <= trace.idle_while_queued(16) <= trace.idle(16) + 1e-9 < 1
+    assert all(s.asked <= s.start for s in trace.spans)
     assert trace.gpu_seconds == pytest.approx(sum(r.result.seconds * r.spec.gpus for r in trace.records))
 
 
