@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ def test_a_continued_table_keeps_its_rows_and_its_noise(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
     from surrogates import real_runs
 
-    rng, space = np.random.default_rng(0), named_space("tiny")
+    rng, space = np.random.default_rng(0), replace(named_space("tiny"), params=real_runs.SPACE)
     path = tmp_path / "table.csv"
     points, scores = [], []
     with path.open("w", newline="") as file:
