@@ -18,6 +18,7 @@ from search.study import StudyConfig
 from trials.spec import Scalar, Status, TrialResult
 
 PointStatus = Status | Literal["running", "interrupted"]
+HALF = 0.41  # a normal's 50 % interval relative to its 90 % interval
 ENDED: tuple[Status, ...] = ("complete", "diverged", "failed", "timeout", "infeasible")
 
 
@@ -115,6 +116,7 @@ class ForecastError:
     worst_absolute: float
     num_intervals: int  # trials whose forecast had an interval
     num_inside: int  # ... and whose artifact lay inside it; 90 % should
+    num_inside_half: int = 0  # ... inside the 50 % interval that this one implies
 
     @property
     def note(self) -> str:
@@ -124,7 +126,10 @@ class ForecastError:
             f"{self.median_absolute:.1%}, worst {self.worst_absolute:.1%}."
         )
         if self.num_intervals:
-            text += f" {self.num_inside} of {self.num_intervals} inside the 90 % interval."
+            text += (
+                f" {self.num_inside} of {self.num_intervals} inside the 90 % interval, {self.num_inside_half} inside "
+                "the 50 % interval."
+            )
         return text
 
 
@@ -243,16 +248,23 @@ def forecast_error(rows: Sequence[Point]) -> ForecastError | None:
     if not pairs:
         return None
     relative = [actual / predicted - 1 for _, actual, predicted in pairs]
-    inside = [
-        p.predicted_low <= actual <= p.predicted_high for p, actual, _ in pairs if p.predicted_low and p.predicted_high
+    intervals = [
+        (p.predicted_low, predicted, p.predicted_high, actual)
+        for p, actual, predicted in pairs
+        if p.predicted_low and p.predicted_high
+    ]
+    half = [  # the middle half of a normal whose middle 90 % the interval is
+        predicted * (low / predicted) ** HALF <= actual <= predicted * (high / predicted) ** HALF
+        for low, predicted, high, actual in intervals
     ]
     return ForecastError(
         num_trials=len(relative),
         mean_relative=fmean(relative),
         median_absolute=median(map(abs, relative)),
         worst_absolute=max(map(abs, relative)),
-        num_intervals=len(inside),
-        num_inside=sum(inside),
+        num_intervals=len(intervals),
+        num_inside=sum(low <= actual <= high for low, _, high, actual in intervals),
+        num_inside_half=sum(half),
     )
 
 

@@ -46,6 +46,7 @@ from search.promote import (
 )
 from search.proxy import proxy_quality
 from search.race import control_seeds, noise_floors, too_good
+from search.refit import Sizes, refit
 from search.retry import earlier_result, second_attempt
 from search.sampler import Sampler
 from search.study import StudyConfig
@@ -313,6 +314,8 @@ class Driver:
         if label == CONTROL and rung == self.study.rungs[0]:
             seeds = control_seeds(self.study, rung)
         made = self._maker.make(rung, params, seeds[0])
+        general = (made.predicted_low, made.predicted_bytes, made.predicted_high)
+        low, central, high = self._refit(general, rung, made, promoted=parent is not None)
         spec = TrialSpec(
             study=self.study.name,
             rung=rung.name,
@@ -329,12 +332,26 @@ class Driver:
             processes=rung.processes,
             timeout_seconds=rung.timeout,
             git_commit=self._git_commit,
-            predicted_bytes=made.predicted_bytes,
-            predicted_low=made.predicted_low,
-            predicted_high=made.predicted_high,
+            predicted_bytes=central,
+            predicted_low=low,
+            predicted_high=high,
+            general_forecast=() if general == (low, central, high) else general,
         )
         self._write(spec, made)
         return spec
+
+    def _refit(self, general: Sizes, rung: Rung, made: Made, *, promoted: bool) -> Sizes:
+        """The forecast after what the study's runs came out at.
+
+        It may refuse a promotion. A new point that the general forecast, which is the sampler's, lets in stays in: a
+        sampler that is refused without learning why would propose its like again and again.
+        """
+        at = by_rung(self.study, self.records)
+        low, central, high = refit(general, at, rung=rung.name, target_bytes=made.config.quant.target_bytes)
+        cap = self.study.caps.artifact_bytes
+        if not promoted and general[1] <= cap:
+            central = min(central, cap)
+        return min(low, central), central, high
 
     def _write(self, spec: TrialSpec, made: Made) -> None:
         """The folder of a trial: the script first, the spec last, so that a spec means a whole folder."""

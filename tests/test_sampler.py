@@ -208,7 +208,9 @@ def test_a_point_that_was_advised_is_asked_without_a_second_thought(tmp_path: Pa
     """The point is the one that the model would choose anew, and is forgotten once anything has changed."""
     asked = []
     for forgets in (False, True):
-        sampler = Sampler(make_study(tmp_path, "surrogate"), SPACE)
+        folder = tmp_path / str(forgets)
+        folder.mkdir()
+        sampler = Sampler(make_study(folder, "surrogate"), SPACE)
         mine = []
         for number in range(24):
             advice = sampler.advise(starts=["proxy"], climbs=["full"] if number % 2 else [])

@@ -55,6 +55,7 @@ class TrialSpec:
     predicted_bytes: int = 0  # forecast of artifact_bytes, made before training
     predicted_low: int = 0  # 90 % interval of the forecast
     predicted_high: int = 0
+    general_forecast: tuple[int, ...] = ()  # low, central, high before the study's runs corrected it; empty: the above
     keep_checkpoint: bool = False  # leave the trained weights beside the artifact, for `pgolf quantize`
     attempt: int = 1  # above 1 after a fault: a worker that died, ran out of memory or out of time
     earlier_seconds: float = 0.0  # what the attempts before cost, without the seeds that they finished
