@@ -51,7 +51,7 @@ class Scale:
     num_layers_baseline: int
     model_dim_baseline: int
     fixed: RunConfig  # everything that is not searched
-    rates_at_baseline_width: bool = False  # learning-rate knobs are rates at model_dim_baseline (space/transfer.py)
+    rates_at_baseline_width: bool = True  # learning-rate knobs are rates at model_dim_baseline (space/transfer.py)
 
     def __post_init__(self) -> None:
         assert self.max_loop_layers <= self.num_layers[0]

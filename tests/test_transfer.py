@@ -57,10 +57,10 @@ def test_an_untied_head_without_a_rate_has_the_embeddings() -> None:
 
 
 @pytest.mark.parametrize("make_scale", [challenge_scale, tiny_scale])
-def test_a_space_may_read_its_rates_at_the_baseline_width(make_scale: Callable[[], Scale]) -> None:
+def test_spaces_read_their_rates_at_the_baseline_width(make_scale: Callable[[], Scale]) -> None:
     """The control is what it was; another width has the rule's rates, and every other field as without it."""
-    plain = make_scale()
-    scale = replace(plain, rates_at_baseline_width=True)
+    scale = make_scale()
+    plain = replace(scale, rates_at_baseline_width=False)
     space = make_space("test", scale, core_groups(scale), {})
     before = make_space("test", plain, core_groups(plain), {})
     assert space.build(space.control) == before.build(space.control)

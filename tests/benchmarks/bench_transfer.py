@@ -1,7 +1,7 @@
 """Where the best learning rates are at two widths, with and without the rule of `space.transfer`.
 
     python tests/benchmarks/bench_transfer.py --data DATASET --out FILE.jsonl [--widths 64 256] [--steps 80]
-        [--seeds 1 2] [--sweeps embed matrix]
+        [--seeds 1 2] [--sweeps embed matrix] [--octaves -4 -3 -2 -1 0]
 
 A sweep multiplies one rate, tuned or not, of the recipe at `BASE_DIM` channels; everything else stays. `embed` is run
 twice: the rate as it is at every width, and through `at_own_width`, which divides it and the first deviation of the
@@ -32,7 +32,6 @@ from pgolf_model.train import train
 from space.transfer import at_own_width
 
 BASE_DIM = 128
-OCTAVES = (-2, -1, 0, 1, 2)
 FIELDS = {"embed": "embed_lr", "embed, rule": "embed_lr", "matrix": "matrix_lr"}
 Key = tuple[str, int, int, int]  # sweep, width, octave, seed
 
@@ -95,6 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--sweeps", nargs="+", choices=FIELDS, default=list(FIELDS))
+    parser.add_argument("--octaves", type=int, nargs="+", default=[-4, -3, -2, -1, 0, 1, 2])
     parser.add_argument("--max-tokens", type=int, default=32_768)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -109,7 +109,7 @@ def main() -> None:
         for seed in options.seeds
         for width in options.widths
         for sweep in options.sweeps
-        for octave in OCTAVES
+        for octave in options.octaves
     ]
     started = time.perf_counter()
     for i, (sweep, width, octave, seed) in enumerate(jobs):
@@ -127,16 +127,16 @@ def main() -> None:
         seconds = time.perf_counter() - started
         print(f"{i + 1}/{len(jobs)} {sweep} {width} {octave:+} {seed}: {loss:.4f}, {seconds:.0f} s", file=sys.stderr)
 
-    head = " | ".join(f"x {2.0**octave:g}" for octave in OCTAVES)
+    head = " | ".join(f"x {2.0**octave:g}" for octave in options.octaves)
     print(f"| rate | width | {head} | best, octaves (each seed) |")
-    print(f"|---|---:|{'---:|' * len(OCTAVES)}---:|")
+    print(f"|---|---:|{'---:|' * len(options.octaves)}---:|")
     rows = []
     for sweep in options.sweeps:
         for width in options.widths:
-            by_seed = [{o: done[sweep, width, o, seed] for o in OCTAVES} for seed in options.seeds]
-            mean = {o: statistics.fmean(losses[o] for losses in by_seed) for o in OCTAVES}
+            by_seed = [{o: done[sweep, width, o, seed] for o in options.octaves} for seed in options.seeds]
+            mean = {o: statistics.fmean(losses[o] for losses in by_seed) for o in options.octaves}
             best = [optimum(losses) for losses in by_seed]
-            cells = " | ".join(f"{mean[o]:.4f}" for o in OCTAVES)
+            cells = " | ".join(f"{mean[o]:.4f}" for o in options.octaves)
             seeds = ", ".join(f"{octaves:+.2f}" for octaves in best)
             print(f"| {sweep} | {width} | {cells} | {optimum(mean):+.2f} ({seeds}) |")
             rows.append({"sweep": sweep, "width": width, "losses": by_seed, "optima": best})
