@@ -43,7 +43,8 @@ if rank == 0:
     names = "val_loss pre_quant_val_bpb model_bytes code_bytes steps tokens_seen num_params train_seconds eval_seconds"
     names += " total_seconds peak_memory_bytes"
     metrics = dict.fromkeys(names.split(), 1) | {"seed": seed, "val_bpb": BPB, "status": "complete", "versions": {}}
-    json.dump(metrics | {"artifact_sha256": "", "end": time.time()}, open("metrics.json.part", "w"))
+    metrics |= {"artifact_sha256": "", "end": time.time(), "total_seconds": SECONDS}
+    json.dump(metrics, open("metrics.json.part", "w"))
     os.replace("metrics.json.part", "metrics.json")
 """
 SPACE = Space(
@@ -315,6 +316,6 @@ def test_the_command_line_uses_a_running_cluster(tmp_path: Path, tiny_data: Path
     assert json.loads(said.stdout)["best"]["trial"].startswith("proxy/")
     stays = [json.loads(path.read_text())["status"] for path in (tmp_path / "runs").glob(f"mini/*/*/{RESULT_FILE}")]
     assert stays == ["complete"] * 2
-    study.write_text(study.read_text() + "gpus = 16\nprocesses = 16\n")
+    study.write_text(study.read_text().replace('"mini"', '"large"') + "gpus = 16\nprocesses = 16\n")
     said = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=400, check=False)
     assert "needs 1 cpus and 16 gpus per trial, the largest machine has 32 and 8" in said.stderr
