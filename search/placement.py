@@ -15,7 +15,7 @@ from itertools import count
 
 PATIENCE = 0.3  # idle GPU-seconds that a waiting trial may cost for each second it would otherwise wait longer
 PROMISES = 16  # most trials that are promised a place at a time; the others start where they fit
-OVERDUE = 1.0  # seconds that a trial is given which has run for longer than expected
+OVERDUE = 1e-3  # seconds until the end of a trial that has run for longer than expected: nothing slips in before that
 SLACK = 1e-9
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -81,12 +82,26 @@ def wait_for_results(folder: Path, count: int, process: subprocess.Popen[str]) -
 
 
 def kill_after_the_first_result(study: Path, folder: Path) -> dict[str, bytes]:
-    """Start the study, kill -9 its driver in the middle; what was finished by then."""
+    """Start the study, kill -9 its driver in the middle; what was finished when its last worker had noticed."""
     driver = pgolf("search", str(study), cwd=study.parent)
     wait_for_results(folder, 1, driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
+    deadline = time.monotonic() + 60
+    while str(folder) in processes():
+        assert time.monotonic() < deadline, "workers outlive their driver"
+        time.sleep(0.05)
     return results(folder)
+
+
+def processes() -> str:
+    """All command lines on this machine but our own."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.parent.name != str(os.getpid()):
+                lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return "\n".join(lines)
 
 
 def assert_complete(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""Idle GPUs in simulated clusters: who decides what starts where.
+
+    python tests/benchmarks/bench_idle.py [--proxies 256] [--seeds 3] [--gpus 64]
+
+A study of 1-GPU proxies and 8-GPU full runs, every run 400 to 590 s by its own noise, asked at random. Compared are the
+rule of search.placement on nodes of eight, and first come, first served: on the same nodes, which is what Ray does with
+a queue, and in one pool without nodes, which no machine has. Idle is the share of GPU time before the last start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import mean, median
+
+import search.dispatch
+import search.simulate
+from search.placement import Need, Node, Place, Stay, place
+from search.simulate import Trace, simulate, simulated_nodes
+from search.study import StudyConfig
+from space.params import FloatParam, Scalar
+from trials.rungs import Rung
+
+SPACE = (FloatParam(name="x", low=0.0, high=1.0, tag="scale_free"),)
+
+
+def evaluate(params: dict[str, Scalar], *, rung: str, fidelity: float, seed: int) -> dict[str, float]:
+    """A score, and a duration that nobody can know before."""
+    rng = random.Random(repr((params["x"], rung, seed)))
+    bpb = 1.2 + 0.3 * float(params["x"]) + 0.1 * (1 - fidelity) + rng.gauss(0, 0.01)
+    return {"val_bpb": bpb, "artifact_bytes": 1e6, "train_seconds": rng.uniform(400, 590)}
+
+
+def study(proxies: int, gpus: int) -> StudyConfig:
+    """Two rungs; a fifth or less of the proxies goes up."""
+    rungs = (
+        Rung(name="proxy", trials=proxies, seconds=590, gpus=1),
+        Rung(name="full", keep=0.2, min_promote=2, seconds=590, gpus=8, processes=8),
+    )
+    return StudyConfig(name="idle", space="tiny", data=("none",), rungs=rungs, gpus=gpus, sampler="random")
+
+
+def in_order(nodes: Sequence[Node], running: Sequence[Stay], waiting: Sequence[Need], now: float) -> tuple[Place, ...]:
+    """First come, first served: what does not fit holds back all after it."""
+    places: list[Place] = []
+    for index, need in enumerate(waiting):
+        taken = [
+            Stay(
+                node=p.node, cpus=waiting[p.index].cpus, gpu_ids=p.gpu_ids, share=waiting[p.index].share, start=now,
+                end=now + 1e9,
+            )
+            for p in places
+        ]  # fmt: skip
+        found = place(nodes, [*running, *taken], [need], now)
+        if not found:
+            break
+        places.append(Place(index=index, node=found[0].node, gpu_ids=found[0].gpu_ids))
+    return tuple(places)
+
+
+def one_pool(config: StudyConfig) -> tuple[Node, ...]:
+    """All GPUs in one machine."""
+    return (Node(name="0", cpus=1e9, gpus=int(config.gpus)),)
+
+
+@contextmanager
+def decided_by(
+    rule: Callable[..., tuple[Place, ...]], nodes: Callable[[StudyConfig], tuple[Node, ...]]
+) -> Iterator[None]:
+    """Put another rule in the place of the product's."""
+    search.dispatch.place, search.simulate.simulated_nodes = rule, nodes
+    try:
+        yield
+    finally:
+        search.dispatch.place, search.simulate.simulated_nodes = place, simulated_nodes
+
+
+def waits(trace: Trace) -> list[float]:
+    """Seconds between asking for a full run and its start."""
+    return [s.start - s.asked for s in trace.spans if s.trial_id.startswith("full/")]
+
+
+def main() -> None:
+    """Print the table and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--proxies", type=int, default=256)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--gpus", type=int, default=64)
+    options = parser.parse_args()
+    rules = {
+        "first come, one pool": (in_order, one_pool),
+        "first come, nodes of 8": (in_order, simulated_nodes),
+        "placement, nodes of 8": (place, simulated_nodes),
+    }
+    config = study(options.proxies, options.gpus)
+    print(
+        f"{'rule':24} {'seed':>4} {'idle %':>7} {'full runs':>9} {'mean wait s':>11} {'most':>6} {'ends after s':>12}"
+    )
+    idle: dict[str, list[float]] = {name: [] for name in rules}
+    for name, (rule, nodes) in rules.items():
+        for seed in range(options.seeds):
+            with decided_by(rule, nodes):
+                trace = simulate(config, evaluate, SPACE, seed=seed)
+            mine = waits(trace)
+            idle[name].append(round(100 * trace.idle(options.gpus), 2))
+            print(
+                f"{name:24} {seed:4} {idle[name][-1]:7.2f} {len(mine):9} {mean(mine):11.0f} {max(mine):6.0f} "
+                f"{max(s.end for s in trace.spans):12.0f}",
+                flush=True,
+            )
+    print(
+        json.dumps(
+            {
+                "benchmark": "idle",
+                "proxies": options.proxies,
+                "gpus": options.gpus,
+                "idle_percent": {name: {"median": median(found), "all": found} for name, found in idle.items()},
+                "hardware": platform.processor() or platform.machine(),
+                "python": platform.python_version(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
