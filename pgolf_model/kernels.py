@@ -58,9 +58,11 @@ def flash_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor | 
     return y_BTHK
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def flash_package(device: torch.device) -> str:
-    """`imported_package` for a GPU. While a model is compiled it is asked once; a name is a constant then."""
+    """`imported_package` for a GPU. Whoever compiles a model marks it first, `torch.compiler.assume_constant_result`.
+
+    A decorator here would load the compiler on machines that never compile, 2 s.
+    """
     return imported_package(torch.cuda.get_device_capability(device)[0])
 
 

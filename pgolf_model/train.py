@@ -17,6 +17,7 @@ from pgolf_model.clock import DivergenceGuard, RunClock
 from pgolf_model.config import RunConfig, TrainConfig
 from pgolf_model.data import TrainingWindows, check_token_range
 from pgolf_model.distributed import DistEnv, all_reduce_sum
+from pgolf_model.kernels import flash_package
 from pgolf_model.model import GPT, build_model
 from pgolf_model.optim import build_optimizers
 from pgolf_model.progress import ProgressLog, StepRecord
@@ -129,6 +130,7 @@ def prepare_device(model: GPT, recipe: TrainConfig, env: DistEnv) -> tuple[LossF
     torch.cuda.reset_peak_memory_stats(env.device)
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 64  # one graph for every shape of the schedules
+    torch.compiler.assume_constant_result(flash_package)  # type: ignore[no-untyped-call]  # marked in place
     loss_function: LossFunction = torch.compile(model, dynamic=False) if recipe.compile else model
     warm_up(model, loss_function, recipe, env, steps=WARMUP_STEPS)
     torch.cuda.synchronize(env.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pgolf_model.attention import AttentionInputs, exclude_own_value
 from pgolf_model.config import ModelConfig
-from pgolf_model.kernels import attention, document_mask, flash_attention, flex_mask, imported_package
+from pgolf_model.kernels import attention, document_mask, flash_attention, flash_package, flex_mask, imported_package
 from pgolf_model.layers import rotary_table
 from pgolf_model.model import GPT
 
@@ -177,6 +177,7 @@ def test_a_compiled_model_looks_for_flash_attention_while_it_is_traced(
     fake = sys.modules["flash_attn_interface"]
     monkeypatch.setattr(fake, "flash_attn_func", lambda q, k, v, causal: 2 * q if causal else k + v)
     q = torch.ones(1, 3, 2, 8, dtype=torch.bfloat16)
+    torch.compiler.assume_constant_result(flash_package)  # as `prepare_device` does
     compiled = torch.compile(flash_attention, fullgraph=True, backend="eager")
     assert torch.equal(compiled(q, q, q), 2 * q)
 
