@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-PATIENCE = 0.3  # idle GPU-seconds that a waiting trial may cost for each second it would otherwise wait longer
+PATIENCE = 0.6  # idle GPU-seconds that a waiting trial may cost for each second it would otherwise wait longer
 PROMISES = 16  # most trials that are promised a place at a time; the others start where they fit
 OVERDUE = 1e-3  # seconds until the end of a trial that has run for longer than expected: nothing slips in before that
 SLACK = 1e-9
