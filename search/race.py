@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import fmean
+from statistics import fmean, median
 
 from search.ledger import CONTROL, TrialRecord
 from search.study import StudyConfig
@@ -16,7 +16,8 @@ from trials.rungs import Rung
 
 SEEDS = (1337, 42, 314, 999, 2025, 7, 271, 161, 577, 1729, 4104, 13)  # for more runs than a rung names seeds
 RACE_P = 0.05  # a finalist worse than the leader at this level gets no further seed
-MIN_GROUP = 3  # other scores that it takes to call one too good
+MIN_GROUP = 8  # others that a score can be too good for
+MIN_GAP = 2.0  # times what lies between their best and their median
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,8 +109,9 @@ def t_test_p(mean: float, standard_error: float, degrees_of_freedom: float) -> f
 def too_good(study: StudyConfig, record: TrialRecord, records: Sequence[TrialRecord]) -> str:
     """Why a score cannot be believed without a look, or nothing.
 
-    A val_bpb below `anomaly_ratio` of the best of at least three others at the rung is a leak or a broken metric far
-    more often than a discovery: a search that optimises a wrong metric finds the hole.
+    A val_bpb below `anomaly_ratio` of the best of at least MIN_GROUP others at the rung, and MIN_GAP times as far below
+    that best as the best is below their median, is a leak or a broken metric far more often than a discovery: a search
+    that optimises a wrong metric finds the hole. In runs so short that honest scores lie far apart the gap decides.
     """
     if not study.anomaly_ratio or record.status != "complete" or record.result is None:
         return ""
@@ -122,11 +124,15 @@ def too_good(study: StudyConfig, record: TrialRecord, records: Sequence[TrialRec
         and r.result
         and not r.suspicious
     ]
-    if len(others) < MIN_GROUP or record.result.val_bpb >= study.anomaly_ratio * min(others):
+    if len(others) < MIN_GROUP:
+        return ""
+    score, best = record.result.val_bpb, min(others)
+    gap, usual = best - score, max(median(others) - best, 1e-9)
+    if score >= study.anomaly_ratio * best or gap <= MIN_GAP * usual:
         return ""
     return (
-        f"val_bpb {record.result.val_bpb:.4f} is below {study.anomaly_ratio:g} of {min(others):.4f}, the best of the "
-        f"{len(others)} others at {record.spec.rung}"
+        f"val_bpb {score:.4f} is below {study.anomaly_ratio:g} of {best:.4f}, the best of the {len(others)} others at "
+        f"{record.spec.rung}, and {gap / usual:.1f} times as far below it as that is below their median"
     )
 
 

@@ -12,8 +12,8 @@ from test_simulate import SPACE, evaluate
 from test_simulate import STUDY as ON_DISK
 
 from search.journal import read_journal
-from search.ledger import CONTROL, give_verdict, read_records
-from search.race import SEEDS, control_seeds, decided_against, noise_floors, paired_differences, t_test_p
+from search.ledger import CONTROL, TrialRecord, give_verdict, read_records
+from search.race import SEEDS, control_seeds, decided_against, noise_floors, paired_differences, t_test_p, too_good
 from search.simulate import simulate
 from trials.rungs import Rung
 
@@ -123,3 +123,25 @@ def test_a_good_score_alone_or_among_few_is_no_anomaly() -> None:
         return {"val_bpb": 1.0 + 0.1 * params["x"], "artifact_bytes": 1.0, "train_seconds": 1.0}
 
     assert not any(r.verdict for r in simulate(STUDY, wide, SPACE).records)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "score", "stops"),
+    [(1.10, 1.20, 0.90, True), (1.10, 1.20, 1.0, False), (2.0, 4.0, 1.6, False), (2.0, 4.0, 0.5, False)],
+)
+def test_too_good_is_measured_by_how_far_the_others_lie_apart(
+    low: float, high: float, score: float, stops: bool
+) -> None:
+    """2.0 to 4.0 are honest first points of very short runs; there a leap is no leak."""
+    done = [r for r in simulate(STUDY, evaluate, SPACE).records if r.spec.rung == "proxy" and r.status == "complete"][
+        :9
+    ]
+
+    def scored(record: TrialRecord, val_bpb: float) -> TrialRecord:
+        runs = tuple(replace(run, val_bpb=val_bpb) for run in record.result.runs)
+        return replace(record, result=replace(record.result, runs=runs))
+
+    group = [scored(r, low + (high - low) * i / 7) for i, r in enumerate(done[:8])]
+    new = scored(done[8], score)
+    assert bool(too_good(STUDY, new, [*group, new])) == stops
+    assert not too_good(STUDY, new, [*group[:3], new]), "three others are too few to tell"
