@@ -16,8 +16,8 @@ from trials.rungs import Rung
 
 SEEDS = (1337, 42, 314, 999, 2025, 7, 271, 161, 577, 1729, 4104, 13)  # for more runs than a rung names seeds
 RACE_P = 0.05  # a finalist worse than the leader at this level gets no further seed
-MIN_GROUP = 8  # others that a score can be too good for
-MIN_GAP = 2.0  # times what lies between their best and their median
+MIN_GROUP = 5  # others that a score can be too good for
+MIN_GAP = 3.0  # times what lies between their best and their median
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

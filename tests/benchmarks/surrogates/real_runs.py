@@ -81,7 +81,9 @@ def table() -> tuple[dict[float, Continued], Continued, float]:
     for steps in sorted({int(r["steps"]) for r in rows}):
         mine = [r for r in rows if int(r["steps"]) == steps]
         y = np.array([float(r["val_bpb"]) for r in mine])
-        y = np.where(np.isnan(y), np.nanmax(y), y)
+        median = float(np.nanmedian(y))
+        worst = median + 4 * 1.4826 * float(np.nanmedian(abs(y - median)))  # how badly a run failed is not continued
+        y = np.minimum(np.where(np.isnan(y), np.inf, y), worst)
         units = ENCODER.units([json.loads(r["params"]) for r in mine])
         scores[steps / full] = Continued(ENCODER.features(units), y)
     mine = [r for r in rows if int(r["steps"]) == full and r["artifact_bytes"] != "nan"]
