@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ from hypothesis import settings
 from search.corpus.build import build
 from search.corpus.builtin import documentation, group_blocks
 from search.corpus.documents import corpus_from_files
+
+# As many processes as cores run tests: each one, and what it starts, has one thread. Without this two of them took
+# three times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A loaded machine is slow now and then; that is no failure.
 settings.register_profile("pgolf", deadline=None)
