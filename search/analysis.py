@@ -12,7 +12,7 @@ from math import inf, sqrt
 from statistics import fmean, median, stdev
 from typing import Literal
 
-from search.forecast import BpbForecast, forecast_proxies, forecast_running
+from search.forecast import BpbForecast, forecast_study
 from search.ledger import TrialRecord
 from search.study import StudyConfig
 from trials.spec import Scalar, Status, TrialResult
@@ -304,7 +304,7 @@ def analyse(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool =
         rank_agreement=rank_agreement(study, rows),
         forecast=forecast_error(rows),
         hypervolume=_hypervolume(study, [p for p in scored if p.feasible], control),
-        full_forecasts=(*forecast_running(study, records, {}), *forecast_proxies(study, records)),
+        full_forecasts=forecast_study(study, records),
     )
 
 

@@ -50,10 +50,9 @@ class Dispatcher:
         """A trial that starts now. The brain is asked for more only while a trial of some rung would find a place."""
         while True:
             needs = [self._need(spec) for spec in self._held]
-            places = place(self.nodes, self._stays(), [*needs, *self._might_come()], now)
-            if not places:
+            found = next(place(self.nodes, self._stays(), [*needs, *self._might_come()], now), None)
+            if found is None:
                 return Wait()
-            found = places[0]
             if found.index < len(needs):
                 start = Start(spec=self._held.pop(found.index), node=found.node, gpu_ids=found.gpu_ids, at=now)
                 self.started(start)

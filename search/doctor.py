@@ -120,7 +120,7 @@ def check_data(folder: str) -> tuple[Check, Dataset | None]:
     except (ValueError, OSError) as error:
         what, _, fix = str(error).rpartition("; ")
         return Check(name=name, level="fail", found=what or fix, fix=fix if what else "see pgolf data --help"), None
-    tokens = {side: sum(s.tokens for s in dataset.manifest.shards if s.split == side) for side in ("train", "val")}
+    tokens = {"train": dataset.manifest.train.tokens, "val": dataset.manifest.val.tokens}
     found = (
         f"{len(dataset.manifest.shards)} shards, {tokens['train']:,} train and {tokens['val']:,} val tokens, "
         f"vocabulary {dataset.manifest.vocab_size}"
@@ -161,10 +161,8 @@ def check_rungs(study: StudyConfig, hardware: Hardware, datasets: Sequence[Datas
     points = [space.control, *(start.values for start in space.warm_starts)]
     points += [space.sample(rng) for _ in range(SPACE_DRAWS)]
     configs = [space.build(point, vocab_size=vocab_size) for point in points]
-    fewest, most = (
-        choose((sum(s.tokens for s in d.manifest.shards if s.split == split) for d in datasets), default=0)
-        for choose, split in ((min, "train"), (max, "val"))
-    )
+    fewest = min((d.manifest.train.tokens for d in datasets), default=0)
+    most = max((d.manifest.val.tokens for d in datasets), default=0)
     return [
         check
         for rung in study.rungs

@@ -239,10 +239,12 @@ class Driver:
         at = by_rung(self.study, self.records)
         match self._advised(decide_within(self.study, at, books, space=self.space), at, books):
             case Ask(rung=rung):
-                return self._ask(rung)
+                return self._ask(rung, at)
             case Promote(rung=rung, parent=parent):
                 number = self._sampler.add(rung.name, parent.spec.params, origin=parent.spec.trial_id)
-                spec = self._spec(rung, number, parent.spec.params, label=parent.spec.label, parent=parent.spec.number)
+                spec = self._spec(
+                    rung, number, parent.spec.params, at, label=parent.spec.label, parent=parent.spec.number
+                )
                 self._note_promotion(spec, parent)
                 return spec
             case Replicate(rung=rung, trial=trial):
@@ -282,20 +284,20 @@ class Driver:
         parent = next(r for r in at[advice.parent[0]] if r.spec.number == advice.parent[1])
         return Promote(rung=self.study.rung(advice.rung), parent=parent)
 
-    def _ask(self, rung: Rung) -> TrialSpec:
+    def _ask(self, rung: Rung, at: ByRung) -> TrialSpec:
         """The control first, then the known good points, then whatever the sampler wants to know."""
-        entered = {r.spec.label for r in self.records if r.spec.rung == rung.name}
+        entered = {r.spec.label for r in at[rung.name]}
         for label, params in ((point.label, point.params) for point in self._starts):
             if label not in entered:
-                return self._spec(rung, self._sampler.add(rung.name, params, origin=label), params, label=label)
-        entered_before = max((r.spec.number for r in self.records if r.spec.rung == rung.name), default=-1) + 1
+                return self._spec(rung, self._sampler.add(rung.name, params, origin=label), params, at, label=label)
+        entered_before = at[rung.name][-1].spec.number + 1 if at[rung.name] else 0
         while (number := self._sampler.next_number(rung.name)) < entered_before + DUPLICATES:  # also by a killed driver
             number, params = self._sampler.ask(rung.name)
             if point_key(self.space, params) not in self._tried:
-                return self._spec(rung, number, params)
+                return self._spec(rung, number, params, at)
             self._sampler.forget(rung.name, number)
         params = self._random_point(number)
-        return self._spec(rung, self._sampler.add(rung.name, params, origin="random"), params)
+        return self._spec(rung, self._sampler.add(rung.name, params, origin="random"), params, at)
 
     def _random_point(self, number: int) -> dict[str, Scalar]:
         """A point that was not tried, unless the space has none left."""
@@ -308,14 +310,21 @@ class Driver:
         return params
 
     def _spec(
-        self, rung: Rung, number: int, params: Mapping[str, Scalar], *, label: str = "", parent: int | None = None
+        self,
+        rung: Rung,
+        number: int,
+        params: Mapping[str, Scalar],
+        at: ByRung,
+        *,
+        label: str = "",
+        parent: int | None = None,
     ) -> TrialSpec:
         seeds = rung.first_seeds
         if label == CONTROL and rung == self.study.rungs[0]:
             seeds = control_seeds(self.study, rung)
         made = self._maker.make(rung, params, seeds[0])
         general = (made.predicted_low, made.predicted_bytes, made.predicted_high)
-        low, central, high = self._refit(general, rung, made, promoted=parent is not None)
+        low, central, high = self._refit(general, rung, made, at, promoted=parent is not None)
         spec = TrialSpec(
             study=self.study.name,
             rung=rung.name,
@@ -340,13 +349,12 @@ class Driver:
         self._write(spec, made)
         return spec
 
-    def _refit(self, general: Sizes, rung: Rung, made: Made, *, promoted: bool) -> Sizes:
+    def _refit(self, general: Sizes, rung: Rung, made: Made, at: ByRung, *, promoted: bool) -> Sizes:
         """The forecast after what the study's runs came out at.
 
         It may refuse a promotion. A new point that the general forecast, which is the sampler's, lets in stays in: a
         sampler that is refused without learning why would propose its like again and again.
         """
-        at = by_rung(self.study, self.records)
         low, central, high = refit(general, at, rung=rung.name, target_bytes=made.config.quant.target_bytes)
         cap = self.study.caps.artifact_bytes
         if not promoted and general[1] <= cap:

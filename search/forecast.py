@@ -135,6 +135,15 @@ def proxy_line(x: Array, gains: Array, *, ratio: float, around: Array) -> Line:
     return fit_line(x, gains, **prior, slope_sds=(REGRESSION_SD, SPEED_SD), around=around)
 
 
+def forecast_study(
+    study: StudyConfig,
+    records: Sequence[TrialRecord],
+    curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> tuple[BpbForecast, ...]:
+    """Forecasts at the top rung: of what runs there, then of the best trials below it; `curves` as below, or none."""
+    return (*forecast_running(study, records, curves or {}), *forecast_proxies(study, records))
+
+
 def forecast_proxies(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[BpbForecast, ...]:
     """Forecasts at the top rung of the best unpromoted trials of the rung below, best first, control included."""
     if len(study.rungs) < 2:

@@ -9,7 +9,7 @@ each other on few nodes and nodes are emptied rarely.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -63,8 +63,8 @@ class Place:
     gpu_ids: tuple[int, ...]
 
 
-def place(nodes: Sequence[Node], running: Sequence[Stay], waiting: Sequence[Need], now: float) -> tuple[Place, ...]:
-    """All that starts now, most wanted first.
+def place(nodes: Sequence[Node], running: Sequence[Stay], waiting: Sequence[Need], now: float) -> Iterator[Place]:
+    """All that starts now, most wanted first; worked out no further than the caller reads.
 
     Args:
         running: those on nodes that are not given are ignored.
@@ -74,20 +74,18 @@ def place(nodes: Sequence[Node], running: Sequence[Stay], waiting: Sequence[Need
     for stay in running:
         if stay.node in stays:
             stays[stay.node].append(stay if stay.end > now else replace(stay, end=now + OVERDUE))
-    places: list[Place] = []
     promises = 0
     for index, need in enumerate(waiting):
         found = [(free, node) for node in nodes if (free := _free(node, stays[node.name], need, now)) is not None]
         if found:
             gpu_ids, node = max(found, key=lambda option: len(_loads(stays[option[1].name])))  # whole nodes stay free
-            places.append(Place(index=index, node=node.name, gpu_ids=gpu_ids))
+            yield Place(index=index, node=node.name, gpu_ids=gpu_ids)
             stays[node.name].append(_stay(node, need, gpu_ids, now))
         elif promises < PROMISES:
             promise = _promise(nodes, stays, need, now)
             if promise:
                 stays[promise.node].append(promise)
                 promises += 1
-    return tuple(places)
 
 
 def _promise(nodes: Sequence[Node], stays: Mapping[str, Sequence[Stay]], need: Need, now: float) -> Stay | None:

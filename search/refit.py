@@ -20,13 +20,13 @@ from math import exp, log, sqrt
 from statistics import fmean, median
 
 from search.ledger import TrialRecord
+from search.proxy import Z90
 from trials.spec import TrialSpec
 
 COMMON, RUNG, NOISE = 0.35, 0.45, 0.2
 NOISE_COUNT = 4  # residuals that the prior of the noise is worth
 NEWEST = 60  # trials per rung that are looked at: the newest lie where the search is now
 OUTLIER = 3.0  # robust deviations from the rung's median at which a miss is cut off
-Z90 = 1.6449  # what a forecast's 90 % interval is in deviations
 Sizes = tuple[int, ...]  # low, central, high
 
 

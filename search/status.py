@@ -15,7 +15,7 @@ from typing import Literal
 from search.analysis import ENDED
 from search.budget import account, describe_account
 from search.commands import is_simulated, search_command, study_argument
-from search.forecast import BpbForecast, forecast_proxies, forecast_running
+from search.forecast import BpbForecast, forecast_study
 from search.journal import was_done
 from search.ledger import TrialRecord, best_record, trial_dir
 from search.promote import Done, decide
@@ -184,7 +184,7 @@ def _forecasts(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[BpbF
     """What trials would score at the top rung; curves are read only while something runs there."""
     top = [r for r in records if r.spec.rung == study.rungs[-1].name]
     curves = {r.spec.trial_id: _curve(study, r) for r in top} if any(r.result is None for r in top) else {}
-    return (*forecast_running(study, records, curves), *forecast_proxies(study, records))
+    return forecast_study(study, records, curves)
 
 
 def _curve(study: StudyConfig, record: TrialRecord) -> list[tuple[float, float]]:

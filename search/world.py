@@ -34,7 +34,7 @@ from pgolf_model.config import RunConfig
 from search.points import complete_point
 from search.study import StudyConfig
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
-from trials.spec import Scalar, SeedRun, TrialResult, TrialSpec
+from trials.spec import Scalar, SeedRun, Status, TrialResult, TrialSpec
 
 PLAIN_SPACE = "simulated"  # name of a space given as a plain list
 SIGNATURE = "evaluate(params, *, rung, fidelity, seed)"
@@ -158,31 +158,35 @@ def measure(study: StudyConfig, world: World, spec: TrialSpec) -> tuple[TrialRes
     """
     fidelity = study.fidelity(study.rung(spec.rung))
     runs: list[SeedRun] = []
+    status: Status = "complete"
+    error = ""
     total = new = 0.0
     for i, seed in enumerate(spec.seeds):
         try:
             said = world.evaluate(dict(spec.params), rung=spec.rung, fidelity=fidelity, seed=seed)
         except Exception as problem:
-            place = place_of(world.evaluate, problem)
-            cause = f"evaluate raised {type(problem).__name__}: {problem} ({place})\n{traceback.format_exc()}"
-            return TrialResult(status="failed", runs=tuple(runs), error=cause, seconds=total), new
+            where = place_of(world.evaluate, problem)
+            error = f"evaluate raised {type(problem).__name__}: {problem} ({where})\n{traceback.format_exc()}"
+            status = "failed"
+            break
         _refuse_no_table(said, world, spec)
         try:
             run, lasts = _seed_run(said, spec, seed)
         except ValueError as problem:
-            cause = f"{place_of(world.evaluate)}: {problem}"
-            return TrialResult(status="failed", runs=tuple(runs), error=cause, seconds=total), new
+            status, error = "failed", f"{place_of(world.evaluate)}: {problem}"
+            break
         spent = min(lasts, spec.timeout_seconds)
         total += spent
         new += spent if i >= spec.seeds_done else 0.0
         if lasts > spec.timeout_seconds:
+            status = "timeout"
             error = f"seed {seed}: still running after {spec.timeout_seconds:g} s; raise the rung's timeout_seconds"
-            return TrialResult(status="timeout", runs=tuple(runs), error=error, seconds=total), new
+            break
         if run is None:
-            error = f"seed {seed}: training diverged: the score is {said['val_bpb']}"
-            return TrialResult(status="diverged", runs=tuple(runs), error=error, seconds=total), new
+            status, error = "diverged", f"seed {seed}: training diverged: the score is {said['val_bpb']}"
+            break
         runs.append(run)
-    return TrialResult(status="complete", runs=tuple(runs), seconds=total), new
+    return TrialResult(status=status, runs=tuple(runs), error=error, seconds=total), new
 
 
 def _refuse_no_table(said: object, world: World, spec: TrialSpec) -> None:

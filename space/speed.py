@@ -164,7 +164,7 @@ def step_work(config: RunConfig, plan: StepPlan, *, ranks: int = 1) -> Work:
     passes = -(-plan.num_sequences // max(1, recipe.micro_batch_tokens // plan.seq_len))
     blocks = _order(model, looping=plan.is_looping)
     muon, other = _num_weights(model)
-    element = 2 if recipe.precision == "bfloat16" else 4
+    element = _element_bytes(recipe)
     optimizer = OPTIMIZER_BYTES * (other + muon / 2 + muon / 2 / ranks)  # half of Muon's work is shared out
     rounding = ROUNDING_BYTES * (muon + other) * passes if plan.is_rounded else 0.0
     return Work(
@@ -184,9 +184,7 @@ def eval_work(config: RunConfig, tokens: int, *, ranks: int = 1) -> Work:
     return Work(
         product_flops=2 * own * _products(model, blocks),
         attention_flops=attention * 2 / 7,
-        traffic_bytes=FORWARD_SHARE
-        * own
-        * _token_bytes(model, blocks, 4 if config.train.precision == "float32" else 2),
+        traffic_bytes=FORWARD_SHARE * own * _token_bytes(model, blocks, _element_bytes(config.train)),
         blocks=FORWARD_SHARE * len(blocks) * own / max(seq_len, config.eval.batch_tokens),
         steps=0.0,
     )
@@ -196,7 +194,7 @@ def peak_memory(config: RunConfig, hardware: Hardware, *, ranks: int = 1) -> flo
     """Bytes that one rank holds at the worst moment of training: weights, optimizer, activations of one micro batch."""
     model, recipe = config.model, config.train
     muon, other = _num_weights(model)
-    element = 2 if recipe.precision == "bfloat16" else 4
+    element = _element_bytes(recipe)
     weights = 8.0 * (muon + other) + 4.0 * muon / ranks + 8.0 * other  # weights and gradients; momentum; AdamW's two
     weights += 4.0 * (muon + other) * ((ranks > 1) + bool(recipe.ema_decay or recipe.swa_start))
     weights += 2.0 * (muon + other) * (element == 2)  # bfloat16 copies kept for the backward pass
@@ -283,6 +281,11 @@ def _banks(model: ModelConfig) -> dict[int, int]:
         if info.role in ("attn", "mlp"):
             found[info.shape] = found.get(info.shape, 0) + 1
     return {math.prod(shape): count for shape, count in found.items()}
+
+
+def _element_bytes(recipe: TrainConfig) -> int:
+    """Bytes of an activation."""
+    return 2 if recipe.precision == "bfloat16" else 4
 
 
 def _token_bytes(model: ModelConfig, blocks: Sequence[int], element: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from test_worker import processes, wait_for
 
 from search.ledger import read_records
 from search.study import load_study
@@ -93,21 +93,8 @@ def kill_after_the_first_result(study: Path, folder: Path) -> dict[str, bytes]:
     wait_for_results(folder, 1, driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
-    deadline = time.monotonic() + 60
-    while str(folder) in processes():
-        assert time.monotonic() < deadline, "workers outlive their driver"
-        time.sleep(0.05)
+    wait_for(lambda: str(folder) not in processes(), 60)
     return results(folder)
-
-
-def processes() -> str:
-    """All command lines on this machine but our own."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if path.parent.name != str(os.getpid()):
-                lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-    return "\n".join(lines)
 
 
 def assert_complete(tmp_path: Path) -> None:

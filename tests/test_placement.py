@@ -125,7 +125,7 @@ def test_a_stream_of_small_trials_never_starves_a_gang() -> None:
         now = min(s.end for s in running)
         running = [s for s in running if s.end > now]
         waiting = [GANG] + [Need(cpus=1, gpus=1, seconds=rng.uniform(400, 600)) for _ in range(30)]
-        found = place(NODES, running, waiting, now)
+        found = tuple(place(NODES, running, waiting, now))
         if any(p.index == 0 for p in found):
             break
         for p in found:

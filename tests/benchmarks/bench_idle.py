@@ -15,6 +15,7 @@ import platform
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from statistics import mean, median
 
 import search.dispatch
@@ -44,22 +45,16 @@ def study(proxies: int, gpus: int) -> StudyConfig:
     return StudyConfig(name="idle", space="tiny", data=("none",), rungs=rungs, gpus=gpus, sampler="random")
 
 
-def in_order(nodes: Sequence[Node], running: Sequence[Stay], waiting: Sequence[Need], now: float) -> tuple[Place, ...]:
+def in_order(nodes: Sequence[Node], running: Sequence[Stay], waiting: Sequence[Need], now: float) -> Iterator[Place]:
     """First come, first served: what does not fit holds back all after it."""
-    places: list[Place] = []
+    taken: list[Stay] = []
     for index, need in enumerate(waiting):
-        taken = [
-            Stay(
-                node=p.node, cpus=waiting[p.index].cpus, gpu_ids=p.gpu_ids, share=waiting[p.index].share, start=now,
-                end=now + 1e9,
-            )
-            for p in places
-        ]  # fmt: skip
-        found = place(nodes, [*running, *taken], [need], now)
-        if not found:
-            break
-        places.append(Place(index=index, node=found[0].node, gpu_ids=found[0].gpu_ids))
-    return tuple(places)
+        found = next(place(nodes, [*running, *taken], [need], now), None)
+        if found is None:
+            return
+        yield replace(found, index=index)
+        end = now + 1e9
+        taken.append(Stay(node=found.node, cpus=need.cpus, gpu_ids=found.gpu_ids, share=need.share, start=now, end=end))
 
 
 def one_pool(config: StudyConfig) -> tuple[Node, ...]:
@@ -69,7 +64,7 @@ def one_pool(config: StudyConfig) -> tuple[Node, ...]:
 
 @contextmanager
 def decided_by(
-    rule: Callable[..., tuple[Place, ...]], nodes: Callable[[StudyConfig], tuple[Node, ...]]
+    rule: Callable[..., Iterator[Place]], nodes: Callable[[StudyConfig], tuple[Node, ...]]
 ) -> Iterator[None]:
     """Put another rule in the place of the product's."""
     search.dispatch.place, search.simulate.simulated_nodes = rule, nodes
