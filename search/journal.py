@@ -27,6 +27,7 @@ def read_journal(study: StudyConfig) -> Iterator[dict[str, Fact]]:
             yield found
 
 
-def was_done(study: StudyConfig, *, trials: int) -> bool:
-    """Whether a driver has said that nothing is left to start, and no trial was added since."""
-    return any(event.get("event") == DONE and event.get("trials") == trials for event in read_journal(study))
+def why_done(study: StudyConfig, *, trials: int) -> str | None:
+    """Why nothing was left to start, "" for a climbed ladder; None if no driver said so, or trials were added since."""
+    said = [e for e in read_journal(study) if e.get("event") == DONE and e.get("trials") == trials]
+    return str(said[-1].get("reason") or "") if said else None

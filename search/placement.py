@@ -78,7 +78,7 @@ def place(nodes: Sequence[Node], running: Sequence[Stay], waiting: Sequence[Need
     for index, need in enumerate(waiting):
         found = [(free, node) for node in nodes if (free := _free(node, stays[node.name], need, now)) is not None]
         if found:
-            gpu_ids, node = max(found, key=lambda option: len(_loads(stays[option[1].name])))  # whole nodes stay free
+            gpu_ids, node = max(found, key=lambda option: _ahead(stays[option[1].name], now))  # whole nodes stay free
             yield Place(index=index, node=node.name, gpu_ids=gpu_ids)
             stays[node.name].append(_stay(node, need, gpu_ids, now))
         elif promises < PROMISES:
@@ -133,6 +133,11 @@ def _free(node: Node, stays: Sequence[Stay], need: Need, moment: float) -> tuple
         return None
     fresh = (gpu for gpu in count() if gpu not in loads)
     return tuple(next(fresh) for _ in range(number))
+
+
+def _ahead(stays: Sequence[Stay], now: float) -> float:
+    """GPU-seconds (core-seconds of trials without GPUs) that a node has before it."""
+    return sum([(stay.end - max(stay.start, now)) * (len(stay.gpu_ids) * stay.share or stay.cpus) for stay in stays])
 
 
 def _loads(stays: Sequence[Stay]) -> dict[int, float]:

@@ -16,7 +16,7 @@ from search.analysis import ENDED
 from search.budget import account, describe_account
 from search.commands import is_simulated, search_command, study_argument
 from search.forecast import BpbForecast, forecast_study
-from search.journal import was_done
+from search.journal import why_done
 from search.ledger import TrialRecord, best_record, trial_dir
 from search.promote import Done, decide
 from search.proxy import ProxyQuality, proxy_quality
@@ -25,7 +25,7 @@ from search.study import STUDY_FILE, StudyConfig
 from trials.rungs import Rung
 from trials.spec import METRICS_FILE, PROGRESS_FILE, RESULT_FILE, read_progress
 
-State = Literal["not started", "running", "interrupted", "suspicious", "stopped", "finished"]
+State = Literal["not started", "running", "interrupted", "suspicious", "stopped", "out of budget", "finished"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +208,7 @@ def _spent(record: TrialRecord, begun: dict[str, LiveTrial]) -> float:
 
 
 def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -> State:
-    """`finished` when the driver said so, or the promotion rule has nothing left to start."""
+    """The end is the driver's word, or that the promotion rule has nothing left to start or nothing it can pay."""
     if alive:
         return "running"
     if not records:
@@ -217,8 +217,13 @@ def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -
         return "interrupted"
     if any(r.suspicious for r in records):
         return "suspicious"
-    done = was_done(study, trials=len(records)) or isinstance(decide(study, records), Done)
-    return "finished" if done else "stopped"
+    reason = why_done(study, trials=len(records))
+    if reason is None:
+        decision = decide(study, records)
+        if not isinstance(decision, Done):
+            return "stopped"
+        reason = decision.reason
+    return "out of budget" if reason else "finished"
 
 
 def _elapsed(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool, now: float) -> float | None:
@@ -245,7 +250,7 @@ def _next(study: StudyConfig, records: Sequence[TrialRecord], state: State, best
         if r.suspicious
         for word in ("accept", "reject")
     ]
-    if state in ("not started", "interrupted", "stopped"):
+    if state in ("not started", "interrupted", "stopped", "out of budget"):
         commands.append(search_command(study))
     if state != "not started":
         commands.append(f"pgolf pareto {name}")

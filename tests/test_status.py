@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from studies_helper import add_progress, add_trial, complete, make_run, make_study
 
+from search.journal import DONE, note
 from search.ledger import VERDICT_FILE, Verdict, read_records
 from search.lock import driver_lock
 from search.status import StudyStatus, study_status
-from search.study import STUDY_FILE, StudyConfig
+from search.study import STUDY_FILE, Limits, StudyConfig
 from search.view_cli import status
 from space.plain import to_plain
 from trials.rungs import Rung
@@ -92,6 +94,21 @@ def test_a_study_that_stopped_early_is_resumed(tmp_path: Path) -> None:
     found = ask(study)
     assert found.state == "stopped"
     assert found.next[0].startswith("pgolf search")
+
+
+def test_a_study_that_ran_out_of_money_is_not_called_finished(tmp_path: Path) -> None:
+    """By the rule, where nothing was written down; by the driver's word, where the clock ended it."""
+    study = replace(make_study(tmp_path), budget=Limits(trials=1))
+    add_trial(study, "proxy/0000", complete(1.4, 10**7))
+    found = ask(study)
+    assert found.state == "out of budget"
+    assert found.next[0].startswith("pgolf search")
+    richer = replace(study, budget=Limits())
+    assert ask(richer).state == "stopped"
+    note(richer, DONE, at=1.0, trials=1, reason="its hours are over")
+    assert ask(richer).state == "out of budget"
+    note(richer, DONE, at=2.0, trials=1, reason="")
+    assert ask(richer).state == "finished"
 
 
 def test_elapsed_ends_with_the_last_result(tmp_path: Path) -> None:
