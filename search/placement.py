@@ -2,9 +2,10 @@
 
 Whatever fits starts, most wanted first. What does not fit gets a promise: GPUs of one node from the moment at which
 they will be free. Until then only trials that end before run there, so that nothing is starved by smaller ones; all
-other nodes stay open. Emptying a node for a gang leaves its GPUs idle one after another; the promise is given where
-that costs least, and rather behind another gang than on one more node as long as PATIENCE lasts, so that gangs follow
-each other on few nodes and nodes are emptied rarely.
+other nodes stay open, and a trial that has the choice goes where most runs already, so that nodes empty as wholes.
+Emptying a node for a gang leaves its GPUs idle one after another; the promise is given where that costs least, and
+rather behind another gang than on one more node as long as PATIENCE lasts, so that gangs follow each other on few nodes
+and nodes are emptied rarely.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-PATIENCE = 0.6  # idle GPU-seconds that a waiting trial may cost for each second it would otherwise wait longer
+PATIENCE = 0.4  # idle GPU-seconds that a waiting trial may cost for each second it would otherwise wait longer
 PROMISES = 16  # most trials that are promised a place at a time; the others start where they fit
 OVERDUE = 1e-3  # seconds until the end of a trial that has run for longer than expected: nothing slips in before that
 SLACK = 1e-9

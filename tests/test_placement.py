@@ -79,6 +79,12 @@ def test_fractions_share_a_gpu_and_whole_nodes_stay_free() -> None:
     assert 7 not in found
 
 
+def test_a_trial_joins_what_runs_longest_so_that_a_node_empties() -> None:
+    """Node a has more trials, all about to end; the one on b runs as long as the new one will."""
+    running = [*proxies("a", *[10] * 5), stay("b", 0, end=490)]
+    assert started(NODES[:2], running, [PROXY])[0][0] == "b"
+
+
 def test_while_a_gang_waits_one_node_drains_and_all_others_are_refilled() -> None:
     """The node that costs least to empty takes nothing new; every free GPU elsewhere is used."""
     running = [*proxies("a", *[400] * 6), *proxies("b", *[100] * 6), *proxies("c", *range(50, 350, 50))]
