@@ -2,7 +2,7 @@
 
 A start is charged its worst case, every seed until its timeout, until it ends and its real cost is known. So no limit
 is ever crossed, whatever runs do; the price is that the last few starts wait for those before them to end.
-Time lost in a run whose driver was killed is not counted: nobody knows when it ended.
+What a killed run has cost is counted when its trial ends, until its last sign of life (trials.run).
 """
 
 from __future__ import annotations

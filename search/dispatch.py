@@ -47,7 +47,15 @@ class Dispatcher:
         self._held.sort(key=lambda s: (-self._order[s.rung], s.number))
 
     def next(self, now: float) -> Start | Wait | Done:
-        """A trial that starts now. The brain is asked for more only while a trial of some rung would find a place."""
+        """A trial that starts now. The brain is asked for more only while a trial of some rung would find a place.
+
+        Raises:
+            ValueError: as `Driver.next` does; what was held is unfinished then.
+        """
+        if self._held and self._driver.is_halted:
+            for spec in self._held:
+                self._driver.release(spec)
+            self._held.clear()
         while True:
             needs = [self._need(spec) for spec in self._held]
             found = next(place(self.nodes, self._stays(), [*needs, *self._might_come()], now), None)

@@ -110,6 +110,11 @@ class Driver:
         """Whether `next` will hand out a trial of a killed driver."""
         return any(r.result is None and r.spec.trial_id not in self._in_flight for r in self.records)
 
+    @property
+    def is_halted(self) -> bool:
+        """Whether somebody has to decide before anything more may start."""
+        return bool(self._trouble())
+
     def next(self) -> TrialSpec | Wait | Done:
         """The next trial to start; its folder is written. An unfinished trial of a killed driver comes first.
 

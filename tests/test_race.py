@@ -14,7 +14,7 @@ from test_simulate import STUDY as ON_DISK
 from search.journal import read_journal
 from search.ledger import CONTROL, TrialRecord, give_verdict, read_records
 from search.race import SEEDS, control_seeds, decided_against, noise_floors, paired_differences, t_test_p, too_good
-from search.simulate import simulate
+from search.simulate import read_spans, simulate
 from trials.rungs import Rung
 
 STUDY = replace(ON_DISK, storage="memory")
@@ -92,7 +92,9 @@ def test_a_score_too_good_to_believe_stops_the_study_until_somebody_says_so(tmp_
     (stopped,) = [r for r in read_records(replace(study, folder=str(tmp_path))) if r.suspicious]
     trial_id = stopped.spec.trial_id
     assert not stopped.feasible(study.caps)
-    assert not any(r.result is None for r in read_records(replace(study, folder=str(tmp_path)))), "what ran has ended"
+    began = {span.trial_id for span in read_spans(replace(study, folder=str(tmp_path)))}
+    unfinished = {r.spec.trial_id for r in read_records(replace(study, folder=str(tmp_path))) if r.result is None}
+    assert not began & unfinished, "what ran has ended"
     assert [e["trial"] for e in read_journal(replace(study, folder=str(tmp_path))) if e["event"] == "suspicious"] == [
         trial_id
     ]
@@ -116,6 +118,38 @@ def test_a_score_too_good_to_believe_stops_the_study_until_somebody_says_so(tmp_
     assert told.status == ("complete" if word == "accepted" else "failed")
     parents = {r.spec.parent for r in trace.records if r.spec.rung == "full"}
     assert (told.spec.number in parents) == (word == "accepted")
+
+
+def test_a_gang_that_waits_when_a_score_is_too_good_does_not_start(tmp_path) -> None:
+    """Gangs of eight GPUs wait for two nodes to empty while a proxy finds the leak."""
+    rungs = (
+        replace(STUDY.rungs[0], trials=40, gpus=1),
+        Rung(name="full", keep=0.5, keep_max=0.5, seconds=600, gpus=8, processes=8),
+    )
+    study = replace(STUDY, sampler="random", rungs=rungs, gpus=16, folder=str(tmp_path))
+    with pytest.raises(ValueError, match="is suspicious"):
+        simulate(study, leaky, SPACE, folder=tmp_path)
+    (when,) = [e["at"] for e in read_journal(study) if e["event"] == "suspicious"]
+    spans = read_spans(study)
+    assert all(span.start <= when for span in spans)
+    waiting = [r.spec.trial_id for r in read_records(study) if r.result is None]
+    assert any(trial_id.startswith("full/") for trial_id in waiting), "unfinished, as if never started"
+    (found,) = [r.spec.trial_id for r in read_records(study) if r.suspicious]
+    give_verdict(study, found, "rejected")
+    trace = simulate_past_leaks(study, tmp_path)
+    assert all(r.result is not None for r in trace.records)
+    assert set(waiting) <= {span.trial_id for span in trace.spans}
+
+
+def simulate_past_leaks(study, folder):
+    """Rejecting whatever is too good."""
+    while True:
+        try:
+            return simulate(study, leaky, SPACE, folder=folder)
+        except ValueError:
+            for record in read_records(study):
+                if record.suspicious:
+                    give_verdict(study, record.spec.trial_id, "rejected")
 
 
 def test_a_good_score_alone_or_among_few_is_no_anomaly() -> None:

@@ -20,10 +20,11 @@ from pgolf_model.config import RunConfig
 from search.bundle import bundle
 from search.local import worker_command
 from search.retry import second_attempt
-from trials.run import run_trial
+from trials.run import BEGAN_FILE, run_trial
 from trials.spec import (
     ARTIFACT_FILE,
     EXIT_UNFINISHED,
+    LOG_FILE,
     METRICS_FILE,
     RESULT_FILE,
     SCRIPT_FILE,
@@ -264,6 +265,44 @@ def test_a_second_attempt_keeps_finished_seeds_and_counts_every_second_once(tmp_
     second = run_trial(folder)
     assert (second.status, second.seconds) == ("complete", 2.0)
     assert (folder / "seed1" / "runs.txt").read_text() == "ran\n"
+
+
+def leave_remains(seed_dir: Path, *, before: str, seconds: int) -> None:
+    """What a run leaves that was killed after so many seconds."""
+    seed_dir.mkdir(parents=True)
+    for name, text, at in ((BEGAN_FILE, before, 1000), (LOG_FILE, "step 1", 1000 + seconds)):
+        (seed_dir / name).write_text(text)
+        os.utime(seed_dir / name, (at, at))
+
+
+def test_what_killed_runs_cost_is_counted_once(tmp_path: Path) -> None:
+    """Two killed runs of seed 2 took 2.5 and 40 s; each seed reports one second when it finishes."""
+    folder = trial_folder(tmp_path, ANSWER, seeds=(1, 2))
+    leave_remains(folder / "seed2", before="2.5", seconds=40)
+    assert run_trial(folder).seconds == 44.5
+    assert run_trial(folder).seconds == 44.5, "a worker that finds all seeds finished says the same"
+
+
+def test_a_second_attempt_is_not_charged_for_runs_killed_in_the_first(tmp_path: Path) -> None:
+    """The first attempt's result has them; a run killed after that is the second's."""
+    folder = trial_folder(tmp_path, "raise ValueError")
+    leave_remains(folder / "seed1", before="0", seconds=40)
+    assert run_trial(folder).seconds >= 40
+    (folder / SCRIPT_FILE).write_text(ANSWER)
+    assert run_trial(folder).seconds == 1.0
+
+
+def test_a_worker_that_is_killed_leaves_its_seconds_to_the_next(tmp_path: Path) -> None:
+    """kill -9 after the script's last word, at least 0.3 s after it began."""
+    speaks = "import time\ntime.sleep(0.3)\nprint('here', flush=True)\ntime.sleep(60)"
+    folder = trial_folder(tmp_path, speaks)
+    worker = subprocess.Popen([sys.executable, "-m", "trials.worker", str(folder), str(os.getpid())])
+    log = folder / "seed1" / LOG_FILE
+    wait_for(lambda: log.exists() and "here" in log.read_text())
+    worker.kill()
+    worker.wait()
+    (folder / SCRIPT_FILE).write_text(ANSWER)
+    assert 1.25 < run_trial(folder).seconds < 20
 
 
 def test_a_torn_result_names_the_file_and_what_to_do(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from trials.spec import (
 
 POLL_SECONDS = 0.1
 LOG_TAIL_LINES = 30
+BEGAN_FILE = "began"  # in a seed's folder: its time is when the run began, its text the seconds of killed runs before
 _SEED_RUN_KEYS = tuple(SeedRun.__dataclass_fields__)
 
 
@@ -79,7 +80,12 @@ def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
         except (OSError, KeyError, ValueError) as problem:
             status, error = "failed", f"seed {seed}: the script ended without usable metrics: {problem!r}"
             break
+    marks = [folder / f"seed{seed}" / BEGAN_FILE for seed in spec.seeds]
     seconds = lost + sum(run.total_seconds for run in runs)  # also of seeds that finished before a restart
+    seconds += sum(_read_mark(mark) for mark in marks)
+    if status != "complete":  # a second attempt is charged for itself alone
+        for mark in marks:
+            mark.unlink(missing_ok=True)
     return TrialResult(status=status, runs=tuple(runs), error=error, seconds=seconds, versions=versions)
 
 
@@ -87,8 +93,10 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
     """Run the script in `seed_dir` unless it already finished there. Returns how the process ended, and why."""
     if (seed_dir / METRICS_FILE).exists() and (seed_dir / ARTIFACT_FILE).exists():
         return "complete", ""
+    killed = _killed_seconds(seed_dir)
     shutil.rmtree(seed_dir, ignore_errors=True)
     seed_dir.mkdir(parents=True)
+    (seed_dir / BEGAN_FILE).write_text(f"{killed:.3f}", encoding="utf-8")
     with (seed_dir / LOG_FILE).open("wb") as log:
         process = subprocess.Popen(
             _command(spec, script, seed),
@@ -117,6 +125,23 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
         tail = _tail(log_text)
         return "failed", f"seed {seed}: {SCRIPT_FILE} ended with {how}; its log ends with\n{tail}"
     return "complete", ""
+
+
+def _killed_seconds(seed_dir: Path) -> float:
+    """What runs that were killed here have cost: until the last sign of life, since nobody saw them end."""
+    mark = seed_dir / BEGAN_FILE
+    if not mark.exists():
+        return 0.0
+    newest = max(path.stat().st_mtime for path in seed_dir.iterdir())
+    return _read_mark(mark) + max(0.0, newest - mark.stat().st_mtime)
+
+
+def _read_mark(mark: Path) -> float:
+    """Seconds of killed runs before the one that left the mark; a torn mark says nothing."""
+    try:
+        return float(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _command(spec: TrialSpec, script: Path, seed: int) -> list[str]:
