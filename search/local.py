@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from search.dispatch import Dispatcher, Start
 from search.driver import Driver
 from search.events import Event, Finished, Started, Tick
 from search.ledger import trial_dir
-from search.promote import Done, Wait
+from search.placement import Node
+from search.promote import Done
 from search.study import StudyConfig
 from trials.spec import EXIT_UNFINISHED, RESULT_FILE, WORKER_LOG, TrialSpec
 
@@ -38,7 +40,6 @@ class Machine:
 class _Running:
     spec: TrialSpec
     process: subprocess.Popen[bytes]
-    gpu_ids: tuple[str, ...] = field(default=())
 
 
 def run_local(driver: Driver, machine: Machine) -> Generator[Event, None, None]:
@@ -48,25 +49,24 @@ def run_local(driver: Driver, machine: Machine) -> Generator[Event, None, None]:
         ValueError: a rung asks for more than the machine has.
     """
     refuse_impossible(driver.study, cpus=machine.cpus, gpus=machine.gpus)
+    dispatcher = Dispatcher(driver, (Node(name="local", cpus=machine.cpus, gpus=machine.gpus),))
     running: list[_Running] = []
-    pending: TrialSpec | None = None
     try:
         while True:
             for slot in [r for r in running if r.process.poll() is not None]:
                 running.remove(slot)
+                dispatcher.ended(slot.spec)
                 if slot.process.returncode == EXIT_UNFINISHED:
                     driver.release(slot.spec)
                     continue
                 yield Finished(spec=slot.spec, result=driver.finish(slot.spec, failure=_how_it_ended(slot)))
-            said: TrialSpec | Wait | Done = pending or driver.next()
-            pending = said if isinstance(said, TrialSpec) else None
+            said = dispatcher.next(time.monotonic())
+            if isinstance(said, Start):
+                running.append(_start(said.spec, driver, tuple(machine.gpu_ids[i] for i in said.gpu_ids)))
+                yield Started(spec=said.spec)
+                continue
             if isinstance(said, Done) and not running:
                 return
-            if pending and _fits(pending, running, machine):
-                running.append(_start(pending, driver, _free_gpus(pending, running, machine)))
-                yield Started(spec=pending)
-                pending = None
-                continue
             yield Tick()
             time.sleep(POLL_SECONDS)
     finally:
@@ -119,24 +119,11 @@ def _start(spec: TrialSpec, driver: Driver, gpu_ids: tuple[str, ...]) -> _Runnin
             stderr=subprocess.STDOUT,
             start_new_session=True,  # the terminal's Ctrl-C reaches the driver only
         )
-    return _Running(spec=spec, process=process, gpu_ids=gpu_ids)
+    return _Running(spec=spec, process=process)
 
 
 def _how_it_ended(slot: _Running) -> str:
     return f"the worker ended with exit code {slot.process.returncode} and left no {RESULT_FILE}; see its {WORKER_LOG}"
-
-
-def _fits(spec: TrialSpec, running: list[_Running], machine: Machine) -> bool:
-    cpus = sum(r.spec.cpus for r in running) + spec.cpus
-    return cpus <= machine.cpus + 1e-9 and (not spec.gpus or bool(_free_gpus(spec, running, machine)))
-
-
-def _free_gpus(spec: TrialSpec, running: list[_Running], machine: Machine) -> tuple[str, ...]:
-    """GPUs with room for the trial, fullest first so that whole ones stay free; empty when none have."""
-    load = {gpu: sum(min(r.spec.gpus, 1.0) for r in running if gpu in r.gpu_ids) for gpu in machine.gpu_ids}
-    share, count = min(spec.gpus, 1.0), max(1, int(spec.gpus))
-    room = sorted((g for g in load if load[g] + share <= 1 + 1e-9), key=lambda g: -load[g])
-    return tuple(room[:count]) if spec.gpus and len(room) >= count else ()
 
 
 def _visible_gpus() -> tuple[str, ...]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from test_worker_storm import QuickMaker
 
-from pgolf_model.config import RunConfig
-from search.local import Machine, _fits, _free_gpus, _Running, this_machine, worker_environment
-from trials.spec import TrialSpec
-
-
-def spec(gpus: float, cpus: float = 1) -> TrialSpec:
-    return TrialSpec(
-        study="s", rung="r", number=0, params={}, config=RunConfig(), seeds=(1,), data_dir="", tokenizer="",
-        gpus=gpus, cpus=cpus,
-    )  # fmt: skip
-
-
-def running(gpus: float, *gpu_ids: str, cpus: float = 1) -> _Running:
-    return _Running(spec=spec(gpus, cpus), process=None, gpu_ids=gpu_ids)  # type: ignore[arg-type]
+from search.driver import Driver
+from search.events import Finished, Started
+from search.ledger import trial_dir
+from search.local import Machine, run_local, this_machine, worker_environment
+from search.study import StudyConfig
+from trials.rungs import Rung
 
 
 @pytest.mark.parametrize(
@@ -32,22 +27,30 @@ def test_only_visible_gpus_are_used_and_under_their_own_names(
     assert machine.gpu_ids == ids
     assert this_machine(cpus=4, gpus=1).gpu_ids == ids[:1]
     if ids:
-        chosen = _free_gpus(spec(1), [], machine)
-        assert worker_environment(chosen)["CUDA_VISIBLE_DEVICES"] == ids[0]
+        assert worker_environment(machine.gpu_ids[:1])["CUDA_VISIBLE_DEVICES"] == ids[0]
 
 
-def test_fractions_fill_a_gpu_before_they_open_the_next() -> None:
-    """So that a gang finds whole ones."""
-    machine = Machine(cpus=16, gpu_ids=("a", "b"))
-    assert _free_gpus(spec(0.25), [running(0.25, "b")], machine) == ("b",)
-    assert _free_gpus(spec(0.5), [running(0.75, "b")], machine) == ("a",)
-    assert _free_gpus(spec(2), [running(0.25, "b")], machine) == ()
-    assert _free_gpus(spec(2), [], machine) == ("a", "b")
-
-
-def test_nothing_starts_beyond_the_cores() -> None:
-    machine = Machine(cpus=2)
-    assert _fits(spec(0), [running(0)], machine)
-    assert not _fits(spec(0), [running(0), running(0)], machine)
-    assert not _fits(spec(0, cpus=2), [running(0, cpus=0.5)], machine)
-    assert not _fits(spec(1), [], machine), "no GPU, no GPU trial"
+def test_every_trial_sees_its_own_gpus_and_never_more_than_there_is(tmp_path: Path) -> None:
+    """Halves of GPUs 7 and GPU-ab, then whole ones: read from the workers' own environment."""
+    rungs = (Rung(name="half", trials=4, steps=1, gpus=0.5), Rung(name="whole", min_promote=2, steps=2, gpus=1))
+    study = StudyConfig(
+        name="gpus",
+        space="tiny",
+        data=("none",),
+        rungs=rungs,
+        sampler="random",
+        anomaly_ratio=0.0,
+        folder=str(tmp_path),
+    )
+    seen: dict[str, str] = {}
+    at_once: set[str] = set()
+    for event in run_local(Driver(study, QuickMaker()), Machine(cpus=16, gpu_ids=("7", "GPU-ab"))):
+        if isinstance(event, Started):
+            at_once.add(event.spec.trial_id)
+            assert sum(0.5 if name.startswith("half") else 1 for name in at_once) <= 2
+        if isinstance(event, Finished):
+            at_once.discard(event.spec.trial_id)
+            name = event.spec.trial_id
+            seen[name] = (trial_dir(study, name) / "gpus.txt").read_text()
+    assert len(seen) >= 6
+    assert set(seen.values()) <= {"7", "GPU-ab"}, "one GPU each, whole or half"
