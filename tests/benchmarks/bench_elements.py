@@ -167,20 +167,23 @@ def main() -> None:
 
     if options.report:
         names = [n for n in names if all((folder(n, seed) / "metrics.json").exists() for seed in options.seeds)]
-    started, jobs = time.perf_counter(), [(name, seed) for name in names for seed in options.seeds]
+    jobs = [(name, seed) for name in names for seed in options.seeds]
+    left = [job for job in jobs if not (folder(*job) / "metrics.json").exists()]
+    started = time.perf_counter()
 
-    def work(job: tuple[int, tuple[str, int]]) -> dict[str, Any]:
-        index, (name, seed) = job
+    def work(job: tuple[str, int]) -> dict[str, Any]:
+        name, seed = job
         config = replace(changed(CONTROL, ELEMENTS[name]), seed=seed)
         metrics = run(config, options.data, folder(name, seed))
-        elapsed = time.perf_counter() - started
-        eta = elapsed / (index + 1) * (len(jobs) - index - 1)
-        done_of = f"{index + 1}/{len(jobs)}"
-        print(f"{done_of} {name}, seed {seed}: {metrics.get('val_bpb')} | {eta:.0f} s left", file=sys.stderr)
+        if job in left:
+            ended = left.index(job) + 1
+            eta = (time.perf_counter() - started) / ended * (len(left) - ended)
+            score = metrics.get("val_bpb")
+            print(f"{ended}/{len(left)} {name}, seed {seed}: {score} | {eta:.0f} s left", file=sys.stderr)
         return metrics
 
     with ThreadPoolExecutor(options.workers) as pool:
-        done = dict(zip(jobs, pool.map(work, enumerate(jobs)), strict=True))
+        done = dict(zip(jobs, pool.map(work, jobs), strict=True))
 
     print("| element | params | bpb, trained | against control | bpb, shipped | against control | bytes | ms/step |")
     print("|---|---|---|---|---|---|---|---|")
