@@ -18,6 +18,7 @@ from math import ceil
 from pathlib import Path
 
 from pgolf_model.config import RunConfig
+from search.bare_space import bare_space
 from search.bundle import bundle
 from search.commands import WORLD_FILE
 from search.dispatch import Dispatcher, Start
@@ -29,7 +30,7 @@ from search.maker import Made, study_space
 from search.placement import Node
 from search.promote import Done
 from search.study import StudyConfig
-from search.world import Evaluate, World, measure, plain_space
+from search.world import Evaluate, World, measure
 from space.params import Param, Space
 from space.quant_knobs import at_cap
 from space.sizing import estimate_model_bytes
@@ -272,9 +273,8 @@ def simulate(
         folder: where the study is kept; nowhere by default, and then Optuna's side is in memory too. With
             `study.storage = "memory"` a folder holds everything but that: a hundred SQL statements a trial less.
     """
-    if space is not None and not isinstance(space, Space):
-        space = plain_space(space)
-    world = World(evaluate=evaluate, space=space, predict_bytes=predict_bytes)
+    searched = None if space is None else bare_space(space)
+    world = World(evaluate=evaluate, space=searched, predict_bytes=predict_bytes)
     started = time.monotonic()
     with ExitStack() as stack:
         if folder is None:

@@ -2,9 +2,7 @@
 
 A file that can be searched this way:
 
-    from space.params import FloatParam
-
-    SPACE = [FloatParam(name="lr", low=1e-3, high=1e-1, log=True, tag="scale_free")]   # or a space.params.Space
+    SPACE = {"lr": {"low": 1e-3, "high": 1e-1, "log": True}}   # search.bare_space has the other forms
 
     def evaluate(params, *, rung, fidelity, seed):
         bpb = 1.2 + (params["lr"] - 0.02) ** 2 + 0.1 * (1 - fidelity)
@@ -15,7 +13,7 @@ as if nothing had happened. `fidelity` is the rung's training compute relative t
 It may also give "eval_seconds" and "gpu_seconds"; the latter says that the run held its GPUs for longer than it
 trained. A NaN score is a divergence, an exception a failed trial; an answer that is no such table stops the study,
 for then the file is wrong and no trial is to blame. `CONTROL` in the file is the point to compare with
-(the middle of a plain list otherwise), `predict_bytes(params)` the forecast that refuses points before they run.
+(the middle of every range otherwise), `predict_bytes(params)` the forecast that refuses points before they run.
 """
 
 from __future__ import annotations
@@ -24,19 +22,17 @@ import hashlib
 import inspect
 import runpy
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Protocol
 
-from pgolf_model.config import RunConfig
-from search.points import complete_point
+from search.bare_space import bare_space
 from search.study import StudyConfig
-from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
+from space.params import Space
 from trials.spec import Scalar, SeedRun, Status, TrialResult, TrialSpec
 
-PLAIN_SPACE = "simulated"  # name of a space given as a plain list
 SIGNATURE = "evaluate(params, *, rung, fidelity, seed)"
 MEND = "mend the file, then run the same command again"
 NEEDED, OPTIONAL = ("val_bpb", "artifact_bytes", "train_seconds"), ("eval_seconds", "gpu_seconds")
@@ -106,9 +102,9 @@ def load_world(path: Path) -> World:
         raise ValueError(
             f"{place_of(evaluate)}: expected {SIGNATURE}, got evaluate{taken}: {problem}; {MEND}"
         ) from None
-    if space is not None and not isinstance(space, Space):
+    if space is not None:
         try:
-            space = plain_space(space, control=names.get("CONTROL"))
+            space = bare_space(space, control=names.get("CONTROL"))
         except (TypeError, ValueError) as problem:
             raise ValueError(f"{path}: SPACE or CONTROL: {problem}; {MEND}") from None
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -128,26 +124,6 @@ def _last_line(problem: BaseException, file: str) -> str:
         return f"{file}:{problem.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == file]
     return f"{file}:{lines[-1]}" if lines else file
-
-
-def plain_space(params: Sequence[Param], *, control: Mapping[str, Scalar] | None = None) -> Space:
-    """A space of bare parameters that build nothing. Its control is given, or the middle of every range."""
-    if (
-        not isinstance(params, Sequence)
-        or not params
-        or not all(isinstance(p, (FloatParam, IntParam, ChoiceParam)) for p in params)
-    ):
-        raise ValueError(f"SPACE must be a Space or a list of FloatParam, IntParam, ChoiceParam, got {params!r:.200}")
-    if control is not None and not isinstance(control, Mapping):
-        raise ValueError(f"CONTROL must be a dict of values by parameter, got {control!r:.200}")
-    space = Space(
-        name=PLAIN_SPACE,
-        params=tuple(params),
-        make_config=lambda values, vocab_size: RunConfig(),
-        control=complete_point(params, {}) if control is None else dict(control),
-    )
-    space.validate(space.control)
-    return space
 
 
 def measure(study: StudyConfig, world: World, spec: TrialSpec) -> tuple[TrialResult, float]:

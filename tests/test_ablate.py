@@ -12,15 +12,15 @@ from scipy import stats
 from test_simulate import SPACE, STUDY
 
 from search.ablate import ablation, describe_effects, effects, parse_knobs
+from search.bare_space import bare_space
 from search.race import SEEDS
 from search.search_cli import ablate
 from search.simulate import simulate
-from search.world import plain_space
 from space.params import ChoiceParam, FloatParam, When
 
 KIND = ChoiceParam(name="kind", options=("a", "b"), tag="scale_free")
 CHILD = FloatParam(name="y", low=0, high=2, tag="scale_free", when=When(parent="kind", values=("b",)))
-PLAIN = plain_space([*SPACE, KIND, CHILD])
+PLAIN = bare_space([*SPACE, KIND, CHILD])
 
 
 def score(params, *, rung: str, fidelity: float, seed: int) -> dict[str, float]:

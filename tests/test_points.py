@@ -9,16 +9,16 @@ import pytest
 from test_simulate import SPACE, evaluate
 from test_simulate import STUDY as ON_DISK
 
+from search.bare_space import bare_space
 from search.ledger import CONTROL
 from search.points import point_key, starting_points
 from search.simulate import simulate
 from search.study import StartPoint
-from search.world import plain_space
 from space.params import ChoiceParam, IntParam
 from trials.rungs import Rung
 
 STUDY = replace(ON_DISK, storage="memory")
-PLAIN = plain_space(SPACE)
+PLAIN = bare_space(SPACE)
 
 
 def test_an_earlier_studys_best_points_come_right_after_the_control(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from search.bare_space import bare_space
 from search.ledger import read_records
 from search.simulate import read_spans, simulate
 from search.status import study_status
 from search.study import Caps, StudyConfig, load_study
-from search.world import load_world, plain_space
+from search.world import load_world
 from space.params import ChoiceParam, FloatParam, IntParam, When
 from trials.rungs import Rung
 
@@ -141,10 +142,10 @@ def test_what_is_forecast_over_the_cap_costs_no_simulated_second() -> None:
 def test_a_plain_list_of_parameters_is_a_space_whose_control_is_its_middle() -> None:
     kind = ChoiceParam(name="kind", options=("a", "b"), tag="scale_free")
     only_b = FloatParam(name="y", low=0, high=2, tag="scale_free", when=When(parent="kind", values=("b",)))
-    space = plain_space([*SPACE, kind, only_b])
+    space = bare_space([*SPACE, kind, only_b])
     assert space.control == {"x": 0.5, "lr": pytest.approx(1e-2), "depth": 7, "kind": "a"}
-    with pytest.raises(ValueError, match="SPACE must be a Space or a list"):
-        plain_space(["lr"])
+    with pytest.raises(ValueError, match="SPACE must be a Space, a list"):
+        bare_space(["lr"])
 
 
 def test_a_file_without_evaluate_is_named(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ import pytest
 from test_storm import SPACE, assert_told_once
 
 from pgolf_model.config import RunConfig
+from search.bare_space import bare_space
 from search.driver import Driver
 from search.ledger import read_records
 from search.local import Machine, run_local
 from search.maker import Made
 from search.study import StudyConfig, load_study
-from search.world import plain_space
 from space.params import Param, Scalar, Space
 from trials.rungs import Rung
 from trials.spec import ARTIFACT_FILE, METRICS_FILE, SPEC_FILE, TrialSpec, read_noun
@@ -55,7 +55,7 @@ class QuickMaker:
     @property
     def space(self) -> Space:
         """Nothing is built from it."""
-        return plain_space(self.params)
+        return bare_space(self.params)
 
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
         """A trial of the point."""

@@ -55,7 +55,7 @@ def study(tmp_path: Path) -> StudyConfig:
             r"world\.py:4: expected evaluate\(params, \*, rung, fidelity, seed\), got evaluate\(params, rung\)",
         ),
         (RIGHT.replace("low=0", "low=2"), r"world\.py:3: ValueError: .*; mend"),
-        (RIGHT + "SPACE = 7\n", r"world\.py: SPACE or CONTROL: SPACE must be a Space or a list of FloatParam"),
+        (RIGHT + "SPACE = 7\n", r"world\.py: SPACE or CONTROL: SPACE must be a Space, a list"),
         (RIGHT + "CONTROL = {'x': 3.0}\n", r"world\.py: SPACE or CONTROL: .*x.*; mend"),
         (RIGHT + "CONTROL = 3\n", r"CONTROL must be a dict of values by parameter, got 3"),
         (RIGHT + "predict_bytes = 5\n", r"world\.py: predict_bytes must be a function of a point, got 5"),

@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from pgolf_model.config import RunConfig
+from search.bare_space import bare_space
 from search.ledger import trial_dir
-from search.simulate import World, measure, plain_space, simulated_driver
+from search.simulate import World, measure, simulated_driver
 from search.study import Caps, StudyConfig
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Space, When
 from trials.rungs import Rung
@@ -103,7 +104,7 @@ def timed(function: Callable[..., Any], into: list[float]) -> Callable[..., Any]
 
 def run(count: int, storage: str, sampler: str, steps: int, profile: bool, keep: Path) -> dict[str, Any]:
     """Median processor seconds per ask, per tell and per driver step."""
-    space = plain_space(KNOBS)
+    space = bare_space(KNOBS)
     world = World(evaluate=evaluate, space=space)
     folder = keep / f"{sampler}-{storage}-{count}"
     study = make_study(folder, count, storage, sampler)

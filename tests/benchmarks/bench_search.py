@@ -29,8 +29,8 @@ import numpy as np
 from search_methods import METHODS, Job, Method, Problem
 from surrogates.drawn import draw
 
+from search.bare_space import bare_space
 from search.encode import Encoder
-from search.simulate import plain_space
 from search.simulate import simulate as run_study
 from search.study import Caps, Limits, StudyConfig
 from trials.rungs import Rung
@@ -45,7 +45,7 @@ def load_problem(name: str) -> Problem:
     """A module in surrogates/, the table of real runs among them, or `drawn_N`: number N of a family."""
     family, _, number = name.partition("drawn_")
     module: Any = importlib.import_module(f"surrogates.{family}") if family else draw(int(number))
-    space = plain_space(module.SPACE, control=module.CONTROL)
+    space = bare_space(module.SPACE, control=module.CONTROL)
     return Problem(
         name=name,
         space=space,
