@@ -95,6 +95,23 @@ def account(study: StudyConfig, records: Sequence[TrialRecord], *, elapsed: floa
     )
 
 
+def out_of_reach(study: StudyConfig) -> tuple[str, ...]:
+    """Before the first start: the rungs at which the budget could not pay for one trial, and what would help."""
+    books, top = account(study, ()), study.rungs[-1]
+    said = []
+    for rung in study.rungs:
+        seeds = len(rung.first_seeds)
+        if books.affords(rung, seeds=seeds, top=rung is top):
+            continue
+        hours = worst_seconds(rung, seeds) * rung.gpus / 3600
+        said.append(
+            f"no trial at rung {rung.name!r} can ever start: each may run for {worst_seconds(rung, seeds):,.0f} s "
+            f"({hours:.2f} GPU-hours), more than the budget leaves it; raise [budget] or lower timeout_seconds, now "
+            f"{rung.timeout:,.0f} s a run"
+        )
+    return tuple(said)
+
+
 def worst_seconds(rung: Rung, seeds: int) -> float:
     """Longest that so many runs at a rung can take, one after another."""
     return (rung.timeout + GRACE_SECONDS) * seeds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pgolf_model.config import RunConfig
-from search.budget import account, worst_seconds
+from search.budget import account, out_of_reach, worst_seconds
 from search.promote import most_trials, planned_trials
 from search.race import control_seeds
 from search.retry import ATTEMPTS
@@ -45,6 +45,7 @@ class StudyPlan:
     worst_gpu_hours: float  # what trials can cost at most: the rungs' together, or the budget where that is less
     worst_dollars: float
     budget: str  # the limits, in words
+    warnings: tuple[str, ...]  # rungs that the budget cannot reach
 
 
 def plan(study: StudyConfig, hardware: Hardware | None = None) -> StudyPlan:
@@ -88,6 +89,7 @@ def plan(study: StudyConfig, hardware: Hardware | None = None) -> StudyPlan:
         worst_gpu_hours=worst_gpu_hours,
         worst_dollars=worst_gpu_hours * study.dollars_per_gpu_hour,
         budget=describe_limits(study),
+        warnings=out_of_reach(study),
     )
 
 
@@ -144,6 +146,7 @@ def describe(study: StudyPlan) -> str:
     worst = f"{ladder:.1f} GPU-hours{allowed}, ${study.worst_dollars:.2f}"
     lines.append(f"worst case (most trials, every run until its timeout, one of each trial's twice): {worst}")
     lines.append(f"budget: {study.budget}")
+    lines += [f"warning: {warning}" for warning in study.warnings]
     for r in study.rungs:
         if r.control:
             lines.append(f"{r.name:<10}control on {describe_control(r.control)}")

@@ -159,6 +159,7 @@ def run_study(
     console = Console(stderr=True, soft_wrap=True)
     engine = f"simulating {simulate}" if simulate else f"engine {config.engine}"
     console.print(f"study {config.name}: {engine}, trials in {config.dir}", highlight=False)
+    from search.budget import out_of_reach
     from search.driver import Driver
     from search.local import run_local, this_machine
     from search.lock import driver_lock
@@ -169,6 +170,8 @@ def run_study(
         from search.world import load_world
 
         world = load_world(simulate)  # a mistake in it leaves nothing behind
+    for warning in out_of_reach(config):
+        console.print(f"warning: {warning}", highlight=False)
     config.dir.mkdir(parents=True, exist_ok=True)
     every = 0.0
     events: Generator[Event, None, None] | None = None

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from test_promote import record
 
 from pgolf_model.config import RunConfig
-from search.budget import GRACE_SECONDS, account, describe_account, worst_seconds
+from search.budget import GRACE_SECONDS, account, describe_account, out_of_reach, worst_seconds
 from search.ledger import TrialRecord
+from search.plan import describe, plan
 from search.promote import Ask, Done, Promote, Replicate, Wait, decide
 from search.study import Limits, StudyConfig
 from trials.rungs import Rung
@@ -131,3 +132,16 @@ def test_a_study_that_cannot_go_on_says_why() -> None:
     assert isinstance(said, Done)
     assert "the budget refuses" in said.reason
     assert isinstance(decide(study, (start(study, 0, RUNGS[0], (1,), None),)), Wait)
+
+
+def test_a_rung_that_the_budget_can_never_reach_is_named_before_anything_is_spent() -> None:
+    """One run of the last rung may cost 8 GPUs x its timeout; the reserve is not for those below."""
+    timeout = RUNGS[2].timeout + GRACE_SECONDS
+    costs = timeout * RUNGS[2].gpus * len(RUNGS[2].first_seeds) / 3600
+    assert out_of_reach(make_study(Limits(gpu_hours=costs + 0.01, reserve=0.0))) == ()
+    (said,) = out_of_reach(make_study(Limits(gpu_hours=costs - 0.01, reserve=0.0)))
+    assert f"rung '{RUNGS[2].name}'" in said
+    assert f"({costs:.2f} GPU-hours)" in said
+    assert said in describe(plan(make_study(Limits(gpu_hours=costs - 0.01, reserve=0.0))))
+    assert len(out_of_reach(make_study(Limits(wall_seconds=1.0)))) == len(RUNGS)
+    assert out_of_reach(make_study(Limits())) == ()
