@@ -156,7 +156,7 @@ def run_study(
     """
     from rich.console import Console
 
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True, soft_wrap=True, markup=False)
     engine = f"simulating {simulate}" if simulate else f"engine {config.engine}"
     console.print(f"study {config.name}: {engine}, trials in {config.dir}", highlight=False)
     from search.budget import out_of_reach
@@ -231,7 +231,7 @@ def _best(config: StudyConfig, driver: Driver) -> TrialRecord:
     ]
     if not is_simulated(config):
         lines.append(f"  export it:   pgolf export {config.dir} --out submission")
-    Console(stderr=True, soft_wrap=True).print("\n".join(lines), highlight=False)
+    Console(stderr=True, soft_wrap=True, markup=False).print("\n".join(lines), highlight=False)
     return best
 
 

@@ -145,3 +145,12 @@ def test_a_study_that_the_budget_stops_says_so_beside_its_best(
     said = capsys.readouterr().err
     assert "study s-simulated0 stopped early, the budget refuses more trials at full: best proxy/" in said
     assert "complete" not in said
+
+
+def test_a_launch_warns_of_rungs_that_the_budget_cannot_reach(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Word for word: brackets are no markup."""
+    write(folder, budget="\n[budget]\ngpu_hours = 0.5\n")
+    pgolf("pgolf search s.toml --simulate world.py")
+    said = capsys.readouterr().err
+    assert "warning: no trial at rung 'full' can ever start" in said
+    assert "raise [budget] or lower timeout_seconds" in said
