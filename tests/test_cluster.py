@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,6 +241,50 @@ def test_small_trials_share_nodes_a_gang_gets_one_and_deaths_cost_nothing(tmp_pa
         assert not [
             s for s in stays if s is not gang and s.node == gang.node and s.start < gang.end and gang.start < s.end
         ]
+
+
+@pytest.mark.slow
+def test_a_storm_of_dying_actors_and_nodes_loses_nothing(tmp_path: Path, cluster: Any) -> None:
+    """A dozen times, at random moments, an actor or a whole node is killed with -9; another node takes its place.
+
+    A trial is hit twice at most: more is its own failure by rule.
+    """
+    nodes(cluster, 2)
+    proxy = Rung(name="proxy", trials=40, steps=1, gpus=1, cpus=1)
+    full = Rung(name="full", keep=0.1, min_promote=2, seconds=9, gpus=8, processes=8, cpus=8)
+    driver = make_driver(tmp_path, proxy, full, seconds={"proxy": 2.0, "full": 1.0})
+    rng, hits, died = random.Random(5), Counter[str](), Counter[str]()
+    kept: dict[Path, bytes] = {}
+    pause = time.monotonic() + 3
+
+    def strike() -> None:
+        nonlocal pause
+        kept.update(
+            {path: path.read_bytes() for path in driver.study.dir.glob(f"*/*/{RESULT_FILE}") if path not in kept}
+        )
+        at_it = running(driver)
+        if time.monotonic() < pause or not at_it or died.total() == 12:
+            return
+        pause = time.monotonic() + rng.uniform(0.5, 2.0)
+        node = rng.choice(sorted(set(at_it.values())))
+        there = [trial for trial in at_it if at_it[trial] == node]
+        if rng.random() < 0.3 and all(hits[trial] < 2 for trial in there):
+            os.kill(node, signal.SIGKILL)
+            died["node"] += 1
+            hits.update(there)
+            nodes(cluster, 2)
+        elif hits[trial := rng.choice(sorted(there))] < 2:
+            with suppress(AssertionError, ProcessLookupError):  # it has ended meanwhile
+                os.kill(actor_of(trial), signal.SIGKILL)
+                died["actor"] += 1
+                hits[trial] += 1
+
+    drive(driver, cluster, strike)
+    assert_told_once(driver)
+    assert died["node"] >= 2, died
+    assert died["actor"] >= 4, died
+    assert all(path.read_bytes() == text for path, text in kept.items()), "what was finished was run again"
+    assert sum(r.spec.rung == "proxy" for r in read_records(driver.study)) == 40
 
 
 @pytest.mark.slow
