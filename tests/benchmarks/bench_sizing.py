@@ -94,10 +94,10 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=20)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("bits   clip   step  entropy  forecast  zstd-22  lzma-9e   (bits per weight; coders on one int8 per code)")
+    print("bits   clip   step  entropy     coder  zstd-22  lzma-9e   (bits per weight; zstd, lzma: int8 codes)")
     table = coder_table(args.codes)
     for row in table:
-        print("{bits:4d} {clip:6.2f} {step:6.3f} {entropy:8.3f} {forecast:9.3f} {zstd:8.3f} {lzma:8.3f}".format(**row))
+        print("{bits:4d} {clip:6.2f} {step:6.3f} {entropy:8.3f} {coder:9.3f} {zstd:8.3f} {lzma:8.3f}".format(**row))
     print("\npacked bytes  forecast   error")
     rows = forecast_errors(args.points)
     for actual, forecast, _ in rows:
