@@ -1,9 +1,9 @@
 """Spaces that build nothing, from plain Python data: what a simulated study's file may say it searches.
 
     SPACE = {
-        "num_layers": {"low": 4, "high": 16},         # whole numbers, since both ends are, but for "type": "float"
+        "num_layers": {"low": 4, "high": 16},  # whole numbers, since both ends are, but for "type": "float"
         "matrix_lr": {"low": 1e-3, "high": 1e-1, "log": True},
-        "skips": ["none", "plain", "gated"],                       # options without an order
+        "skips": ["none", "plain", "gated"],  # options without an order
         "gate_inputs": {"low": 4, "high": 64, "when": {"skips": ["gated"]}, "tag": "throughput_dependent"},
     }
 

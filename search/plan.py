@@ -51,7 +51,7 @@ class StudyPlan:
 def plan(study: StudyConfig, hardware: Hardware | None = None) -> StudyPlan:
     """The plan of a study; needs no data, no GPU and no Ray.
 
-    The worst case is a bound: time lost to a killed driver or node, which nobody counts, is all that can come on top.
+    The worst case is a bound: runs that were killed with their worker, driver or node are all that can come on top.
     """
     space = named_space(study.space) if hardware else None
     rungs = []

@@ -89,7 +89,6 @@ def held_out(runs: list[Run], orders: int) -> list[dict[str, object]]:
                 search.forecast.NOISE, search.forecast.REGRESSION_SD = noise, slope
                 shares = np.array([inside(replay(here, n, TUNING_ORDERS)) for n in PAIRS])
                 tried.append((float(abs(shares - SHARES).sum()), noise, slope))
-
             _, search.forecast.NOISE, search.forecast.REGRESSION_SD = min(tried)
             name = f"held out, {search.forecast.NOISE:g}, {search.forecast.REGRESSION_SD:g}"
             rows += [row(name, n, replay(there, n, orders)) for n in PAIRS]
