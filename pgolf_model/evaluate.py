@@ -10,13 +10,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from pgolf_model.codec.pack import UnpackedModel, unpack_model
 from pgolf_model.config import EvalConfig, ModelConfig
-from pgolf_model.data import ByteTable, byte_table, check_token_range, count_bytes, validation_tokens
+from pgolf_model.data.batches import ByteTable, byte_table, check_token_range, count_bytes, validation_tokens
+from pgolf_model.data.shards import shard_paths
 from pgolf_model.distributed import DistEnv, all_reduce_sum
-from pgolf_model.model import GPT
-from pgolf_model.pack import UnpackedModel, unpack_model
-from pgolf_model.quantize import dequantize_state
-from pgolf_model.shards import shard_paths
+from pgolf_model.model.gpt import GPT
+from pgolf_model.quant.quantize import dequantize_state
 
 
 class LossModel(Protocol):

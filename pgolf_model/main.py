@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from pgolf_model.config import RunConfig
-from pgolf_model.curve import (
+from pgolf_model.data.batches import ByteTable
+from pgolf_model.data.shards import shard_paths
+from pgolf_model.distributed import DistEnv, dist_env_from_environ, process_group
+from pgolf_model.evaluate import Score, evaluate_artifact, score, validation_set
+from pgolf_model.model.gpt import GPT
+from pgolf_model.shapes import num_params
+from pgolf_model.ship.checkpoint import (
     Scoring,
     measure_curve,
     open_bench,
@@ -29,13 +35,7 @@ from pgolf_model.curve import (
     write_checkpoint,
     write_shipment,
 )
-from pgolf_model.data import ByteTable
-from pgolf_model.distributed import DistEnv, dist_env_from_environ, process_group
-from pgolf_model.evaluate import Score, evaluate_artifact, score, validation_set
-from pgolf_model.model import GPT
-from pgolf_model.shapes import num_params
-from pgolf_model.shards import shard_paths
-from pgolf_model.train import TrainOutcome, train
+from pgolf_model.train.loop import TrainOutcome, train
 
 ARTIFACT_NAME = "final_model.pgolf"
 METRICS_NAME = "metrics.json"

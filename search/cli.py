@@ -1,4 +1,4 @@
-"""`pgolf`: the commands. Each lives beside what it runs and is imported when it is called, so `--help` is instant."""
+"""`pgolf`: the verbs. Each is a file of `search.commands` and imported when it is called, so `--help` is instant."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import NoReturn
 import click
 
 COMMANDS = {
-    "data": ("search.corpus.cli:data", "Build, fetch and check token shards."),
-    "size": ("search.size_cli:size", "Predict an artifact's bytes before training."),
-    "doctor": ("search.doctor_cli:doctor", "Check data, environment and this machine's speed before paying."),
-    "trial": ("search.search_cli:trial", "Train, pack and score one configuration."),
-    "search": ("search.search_cli:search", "Run a study, or go on with one."),
-    "ablate": ("search.search_cli:ablate", "Compare one-knob changes with the control on paired seeds."),
-    "status": ("search.view_cli:status", "Show how far a study is."),
-    "pareto": ("search.view_cli:pareto", "Write the page with bpb against bytes."),
-    "quantize": ("search.quantize_cli:quantize", "Pack one checkpoint to any sizes and score each."),
-    "export": ("search.export_cli:export", "Write the best trial as a submission folder."),
-    "verify": ("search.export_cli:verify", "Run a submission folder and recount everything it claims."),
-    "evaluate": ("search.export_cli:evaluate", "Score an artifact or a submission on any shards."),
+    "data": "Build, fetch and check token shards.",
+    "size": "Predict an artifact's bytes before training.",
+    "doctor": "Check data, environment and this machine's speed before paying.",
+    "trial": "Train, pack and score one configuration.",
+    "search": "Run a study, or go on with one.",
+    "ablate": "Compare one-knob changes with the control on paired seeds.",
+    "status": "Show how far a study is.",
+    "pareto": "Write the page with bpb against bytes.",
+    "quantize": "Pack one checkpoint to any sizes and score each.",
+    "export": "Write the best trial as a submission folder.",
+    "verify": "Run a submission folder and recount everything it claims.",
+    "evaluate": "Score an artifact or a submission on any shards.",
 }
 
 
@@ -36,14 +36,13 @@ class LazyGroup(click.Group):
         """Import the command."""
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), name)
+        command: click.Command = getattr(import_module(f"search.commands.{cmd_name}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pgolf_model.config import Budget, EvalConfig, RunConfig, TrainConfig
-from space.knobs import KnobGroup, Scale, Values, with_fields
-from space.model_knobs import (
+from space.knobs.groups import KnobGroup, Scale, Values, with_fields
+from space.knobs.model import (
     attention_knobs,
     embedding_knobs,
     head_knobs,
@@ -20,9 +20,9 @@ from space.model_knobs import (
     residual_knobs,
     shape_knobs,
 )
+from space.knobs.quant import QUANTIZATION, SOLVED, bit_knobs
+from space.knobs.recipe import data_knobs, optimizer_knobs, rate_knobs, sequence_knobs
 from space.params import Scalar, Space, WarmStart, look_up
-from space.quant_knobs import QUANTIZATION, SOLVED, bit_knobs
-from space.recipe_knobs import data_knobs, optimizer_knobs, rate_knobs, sequence_knobs
 from space.transfer import at_own_width
 
 

@@ -1,7 +1,7 @@
 """Time short steps of the real training code on this machine and fit its rates: `python -m trials.calibrate_machine`.
 
 Its own process, because torch lives here and peak memory is a process's. Prints the machine as one JSON document, a
-`space.speed.Hardware`; how well it explains the steps it was fitted to becomes the machine's error.
+`space.forecast.speed.Hardware`; how well it explains the steps it was fitted to becomes the machine's error.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgolf_model.config import RunConfig
-from space.hardware import HARDWARE, Hardware
+from space.forecast.hardware import HARDWARE, Hardware
+from space.forecast.speed import fit_hardware, leave_one_out, peak_memory, step_work, stretches
 from space.plain import to_plain
 from space.presets import preset
-from space.speed import fit_hardware, leave_one_out, peak_memory, step_work, stretches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +63,9 @@ def time_steps(config: RunConfig, env: DistEnv) -> float:
     """Seconds of an optimizer step on made-up tokens, by the code that trains."""
     import torch
 
-    from pgolf_model.model import build_model
-    from pgolf_model.optim import build_optimizers
-    from pgolf_model.train import compute_gradients, prepare_device
+    from pgolf_model.model.gpt import build_model
+    from pgolf_model.train.loop import compute_gradients, prepare_device
+    from pgolf_model.train.optim import build_optimizers
 
     recipe = config.train
     model = build_model(config.model, seed=config.seed).to(env.device)
@@ -172,7 +172,7 @@ def starting_point(env: DistEnv, *, flops: float, moved: float, threads: int) ->
 
 
 def _used_memory(env: DistEnv) -> int:
-    from pgolf_model.train import peak_memory_bytes
+    from pgolf_model.train.loop import peak_memory_bytes
 
     return peak_memory_bytes(env)
 

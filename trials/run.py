@@ -6,41 +6,32 @@ and reads `metrics.json`. Whatever happens to the script, the answer is a result
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from space.plain import from_plain
+from trials.files import read_noun, refuse_full_disk
+from trials.process import end_with_parent, kill_tree, wait_for
 from trials.spec import (
     ARTIFACT_FILE,
     LOG_FILE,
     METRICS_FILE,
     SCRIPT_FILE,
     SPEC_FILE,
-    STOP_FILE,
     SeedRun,
     Status,
     TrialResult,
     TrialSpec,
-    read_noun,
-    refuse_full_disk,
 )
 
-POLL_SECONDS = 0.1
 LOG_TAIL_LINES = 30
 BEGAN_FILE = "began"  # in a seed's folder: its time is when the run began, its text the seconds of killed runs before
 _SEED_RUN_KEYS = tuple(SeedRun.__dataclass_fields__)
-
-
-class CalledOff(Exception):
-    """The process that started this one is gone, or asked it to stop: nobody waits for the result."""
 
 
 def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
@@ -106,12 +97,12 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         try:
-            timed_out = _wait(process, spec.timeout_seconds, script.parent, parent)
+            timed_out = wait_for(process, spec.timeout_seconds, script.parent, parent)
         finally:
-            _kill_tree(process)
+            kill_tree(process)
     if timed_out:
         return (
             "timeout",
@@ -160,60 +151,6 @@ def _environment(spec: TrialSpec) -> dict[str, str]:
     if not spec.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to end the script when this supervisor dies, however it dies; elsewhere the poll has to do.
-
-    SIGTERM, because torchrun passes that one on to its ranks.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def refuse_unwanted_work(folder: Path, parent: int) -> None:
-    """Raise CalledOff when `parent` is not our parent process, or the trial's folder holds a stop file."""
-    if os.getppid() != parent:
-        raise CalledOff(f"process {parent} is gone")
-    if (folder / STOP_FILE).exists():
-        raise CalledOff("its driver is stopping")
-
-
-def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, folder: Path, parent: int) -> bool:
-    """Wait for the end; True when the time ran out first. Raises CalledOff when nobody wants the result any more."""
-    deadline = time.monotonic() + timeout_seconds
-    while process.poll() is None:
-        refuse_unwanted_work(folder, parent)
-        if time.monotonic() > deadline:
-            return True
-        time.sleep(POLL_SECONDS)
-    return False
-
-
-def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """End the script and everything it started: torchrun's ranks have sessions of their own, no group holds them."""
-    family = _descendants(process.pid)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for pid in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def _descendants(pid: int) -> list[int]:
-    """Children of `pid`, their children and so on, where /proc tells."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])  # after the name, which may hold anything
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        new = children.get(todo.pop(), [])
-        found += new
-        todo += new
-    return found
 
 
 def _tail(log: str) -> str:

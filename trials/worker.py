@@ -11,8 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from trials.run import CalledOff, refuse_unwanted_work, run_trial
-from trials.spec import EXIT_UNFINISHED, RESULT_FILE, write_json
+from trials.files import write_json
+from trials.process import CalledOff, refuse_unwanted_work
+from trials.run import run_trial
+from trials.spec import EXIT_UNFINISHED, RESULT_FILE
 
 LOCK_WAIT_SECONDS = 30.0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pgolf_model.bytecount import load_tokenizer, piece_bytes
+from pgolf_model.data.bytecount import load_tokenizer, piece_bytes
 from search.corpus.documents import Corpus, batches
 from search.corpus.manifest import (
     MANIFEST_FILE,
@@ -38,7 +38,7 @@ from search.corpus.tokenizer import (
     tokenizer_hash,
     train_tokenizer,
 )
-from trials.spec import write_json
+from trials.files import write_json
 
 AUDITED_TRAIN_DOCS = 1000  # the tokenizer is audited on all validation documents and the first of training
 Report = Callable[[str], None]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgolf_model.bytecount import PieceBytes, load_tokenizer, piece_bytes
-from pgolf_model.shards import read_shard
+from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
+from pgolf_model.data.shards import read_shard
 from search.corpus.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
 from search.corpus.shards import file_sha256, scan_shard
 from search.corpus.tokenizer import tokenizer_hash

@@ -15,20 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgolf_model.bytecount import PieceBytes, load_tokenizer, piece_bytes
-from pgolf_model.shards import read_shard
-from search.corpus.manifest import (
-    MANIFEST_FILE,
-    TOKENIZER_FILE,
-    Manifest,
-    ShardInfo,
-    Split,
-    SplitInfo,
-    read_manifest,
-)
+from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
+from pgolf_model.data.shards import read_shard
+from search.corpus.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
 from search.corpus.shards import disk_errors, scan_shard, shard_info
 from search.corpus.tokenizer import normalization_of, tokenizer_hash
-from trials.spec import write_json
+from trials.files import write_json
 
 ROOT = "datasets"  # folder of the repository that everything lies in
 DEFAULT_REPO = "willdepueoai/parameter-golf"

@@ -1,4 +1,4 @@
-"""Writing shards and scanning them; reading is `pgolf_model.shards`, because the submission reads too."""
+"""Writing shards and scanning them; reading is `pgolf_model.data.shards`, because the submission reads too."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pgolf_model.bytecount import PieceBytes
-from pgolf_model.shards import SHARD_HEADER_BYTES, SHARD_MAGIC, SHARD_VERSION, read_shard
+from pgolf_model.data.bytecount import PieceBytes
+from pgolf_model.data.shards import SHARD_HEADER_BYTES, SHARD_MAGIC, SHARD_VERSION, read_shard
 from search.corpus.manifest import ShardInfo, Split
 
 SHARD_TOKENS = 100_000_000  # the challenge's shard size; the last one of a split is shorter

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import sentencepiece
 
-from pgolf_model.bytecount import PieceBytes, load_tokenizer, piece_bytes
+from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
 from search.corpus.documents import batches
 from search.corpus.manifest import TokenizerAudit
 from search.corpus.shards import file_sha256, stream_bytes

@@ -6,7 +6,7 @@
 CHECKPOINT is what `--keep-checkpoint` leaves. The field: GPTQ with act-order, int6 SDClip 12.85, the embedding in int7
 SDClip 15, int8 streams per role in rows or columns, whichever packs better, under brotli-11, lzma, zstd-22, and zpaq
 -m5 or lrzip -z where installed. Its scales have our four mantissa bits and its files no header, both to its advantage.
-Ours is the solver's recipe (`space.quant_knobs.SOLVER`) with 8 states, every row a real artifact, unpacked to be
+Ours is the solver's recipe (`space.knobs.quant.SOLVER`) with 8 states, every row a real artifact, unpacked to be
 scored.
 
 The predicted error is the sum over matrices of sensitivity-weighted errors under the Hessian, in nats per token; the
@@ -39,20 +39,20 @@ import torch
 import zstandard
 from torch import Tensor
 
-from pgolf_model.allocate import plan_line
-from pgolf_model.calibrate import Calibration
+from pgolf_model.codec.pack import pack_model, unpack_model
 from pgolf_model.config import ModelConfig, QuantConfig, RunConfig, TrainConfig
-from pgolf_model.curve import CONFIG_ENTRY, open_bench, read_checkpoint
-from pgolf_model.data import count_bytes
+from pgolf_model.data.batches import count_bytes
 from pgolf_model.distributed import DistEnv
 from pgolf_model.evaluate import validation_set
-from pgolf_model.gptq import hessian_error
-from pgolf_model.model import GPT
-from pgolf_model.pack import pack_model, unpack_model
-from pgolf_model.quantize import PackedTensor, QuantizedTensor, dequantize, dequantize_state
+from pgolf_model.model.gpt import GPT
+from pgolf_model.quant.gptq import hessian_error
+from pgolf_model.quant.quantize import PackedTensor, QuantizedTensor, dequantize, dequantize_state
 from pgolf_model.shapes import num_params
-from pgolf_model.solve import QuantBench, ship, shipped_eval
-from space.quant_knobs import SOLVER
+from pgolf_model.ship.allocate import plan_line
+from pgolf_model.ship.calibrate import Calibration
+from pgolf_model.ship.checkpoint import CONFIG_ENTRY, open_bench, read_checkpoint
+from pgolf_model.ship.solve import QuantBench, ship, shipped_eval
+from space.knobs.quant import SOLVER
 
 FIELD = QuantConfig(
     method="gptq",

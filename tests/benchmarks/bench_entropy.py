@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import zstandard
 
-from pgolf_model.entropy import CodePlane, _batches, coded_bits, decode_codes, encode_codes
-from pgolf_model.quantize import quantize_rows
+from pgolf_model.codec.entropy import CodePlane, _batches, coded_bits, decode_codes, encode_codes
+from pgolf_model.quant.quantize import quantize_rows
 from pgolf_model.shapes import param_shapes
 
 STEP = 0.4145

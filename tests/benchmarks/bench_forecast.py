@@ -24,8 +24,8 @@ from statistics import median
 
 import numpy as np
 
-import search.forecast
-from search.forecast import SHARES, predict, proxy_line
+import search.look.score_forecast
+from search.look.score_forecast import SHARES, predict, proxy_line
 
 RUNS = Path(__file__).resolve().parents[3] / "shared" / "data" / "public_runs.csv"
 CHEAP_STEP = 1000
@@ -80,19 +80,19 @@ def replay(runs: list[Run], n: int, orders: int) -> list[tuple[float, float, flo
 def held_out(runs: list[Run], orders: int) -> list[dict[str, object]]:
     """Constants from one half, coverage on the other, both ways."""
     rows = []
-    before = search.forecast.NOISE, search.forecast.REGRESSION_SD
+    before = search.look.score_forecast.NOISE, search.look.score_forecast.REGRESSION_SD
     for seed in range(2):
         mixed = random.Random(seed).sample(runs, len(runs))
         for here, there in ((mixed[::2], mixed[1::2]), (mixed[1::2], mixed[::2])):
             tried = []
             for noise, slope in product((0.004, 0.008, 0.016, 0.032), (0.25, 0.5, 1.0)):
-                search.forecast.NOISE, search.forecast.REGRESSION_SD = noise, slope
+                search.look.score_forecast.NOISE, search.look.score_forecast.REGRESSION_SD = noise, slope
                 shares = np.array([inside(replay(here, n, TUNING_ORDERS)) for n in PAIRS])
                 tried.append((float(abs(shares - SHARES).sum()), noise, slope))
-            _, search.forecast.NOISE, search.forecast.REGRESSION_SD = min(tried)
-            name = f"held out, {search.forecast.NOISE:g}, {search.forecast.REGRESSION_SD:g}"
+            _, search.look.score_forecast.NOISE, search.look.score_forecast.REGRESSION_SD = min(tried)
+            name = f"held out, {search.look.score_forecast.NOISE:g}, {search.look.score_forecast.REGRESSION_SD:g}"
             rows += [row(name, n, replay(there, n, orders)) for n in PAIRS]
-    search.forecast.NOISE, search.forecast.REGRESSION_SD = before
+    search.look.score_forecast.NOISE, search.look.score_forecast.REGRESSION_SD = before
     return rows
 
 

@@ -4,8 +4,8 @@
 
 A study of 1-GPU proxies and 8-GPU full runs, asked at random. Runs end by the clock, at 590 s give or take 1 %, as in
 the challenge, or after steps: anything from 400 to 590 s, which nobody knows before. Compared are the rule of
-search.placement on nodes of eight, and first come, first served: on the same nodes, which is what Ray does with a
-queue, and in one pool without nodes, which no machine has. Idle is the share of GPU time before the last start,
+search.engines.placement on nodes of eight, and first come, first served: on the same nodes, which is what Ray does
+with a queue, and in one pool without nodes, which no machine has. Idle is the share of GPU time before the last start,
 with that in which nothing waited: towards the end some starts hang on what still runs; and without.
 """
 
@@ -21,11 +21,12 @@ from dataclasses import replace
 from functools import partial
 from statistics import mean, median
 
-import search.dispatch
-import search.simulate
-from search.placement import Need, Node, Place, Stay, place
-from search.simulate import Trace, simulate, simulated_nodes
-from search.study import StudyConfig
+import search.engines.dispatch
+import search.simulation.engine
+from search.engines.placement import Need, Node, Place, Stay, place
+from search.simulation.engine import simulate, simulated_nodes
+from search.simulation.trace import Trace
+from search.study.config import StudyConfig
 from space.params import FloatParam, Scalar
 from trials.rungs import Rung
 
@@ -78,11 +79,11 @@ def decided_by(
     rule: Callable[..., Iterator[Place]], nodes: Callable[[StudyConfig], tuple[Node, ...]]
 ) -> Iterator[None]:
     """Put another rule in the place of the product's."""
-    search.dispatch.place, search.simulate.simulated_nodes = rule, nodes
+    search.engines.dispatch.place, search.simulation.engine.simulated_nodes = rule, nodes
     try:
         yield
     finally:
-        search.dispatch.place, search.simulate.simulated_nodes = place, simulated_nodes
+        search.engines.dispatch.place, search.simulation.engine.simulated_nodes = place, simulated_nodes
 
 
 def waits(trace: Trace) -> list[float]:

@@ -27,13 +27,14 @@ from typing import Any
 import numpy as np
 
 from pgolf_model.config import RunConfig
-from search.bare_space import bare_space
-from search.ledger import trial_dir
-from search.simulate import World, measure, simulated_driver
-from search.study import Caps, StudyConfig
+from search.simulation.bare_space import bare_space
+from search.simulation.engine import World, measure, simulated_driver
+from search.study.config import Caps, StudyConfig
+from search.study.ledger import trial_dir
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Space, When
+from trials.files import write_json
 from trials.rungs import Rung
-from trials.spec import RESULT_FILE, SPEC_FILE, TrialSpec, write_json
+from trials.spec import RESULT_FILE, SPEC_FILE, TrialSpec
 
 TOP_SHARE = 10  # one trial of so many is at the upper rung
 KNOBS: tuple[Param, ...] = (

@@ -18,11 +18,11 @@ from statistics import median
 import torch
 import zstandard
 
+from pgolf_model.codec.pack import pack_model, stream_bytes, unpack_model
 from pgolf_model.config import EvalConfig, ModelConfig, QuantConfig, RunConfig
 from pgolf_model.distributed import DistEnv
-from pgolf_model.pack import pack_model, stream_bytes, unpack_model
 from pgolf_model.shapes import param_shapes
-from pgolf_model.solve import QuantBench, ship
+from pgolf_model.ship.solve import QuantBench, ship
 
 
 def peak_bytes() -> int:

@@ -23,9 +23,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from pgolf_model.config import RunConfig
-from search.ledger import TrialRecord
-from search.promote import Ask, Done, Promote, decide
-from search.study import Caps, StudyConfig
+from search.ladder.promote import Ask, Done, Promote, decide
+from search.study.config import Caps, StudyConfig
+from search.study.ledger import TrialRecord
 from space.params import FloatParam, Space
 from trials.rungs import Rung
 from trials.spec import SeedRun, TrialResult, TrialSpec

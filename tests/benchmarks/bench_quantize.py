@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from pgolf_model.config import code_limit
-from pgolf_model.quantize import QuantizedTensor, dequantize, quantize_matrix
-from pgolf_model.trellis import active_quantizers
+from pgolf_model.quant.quantize import QuantizedTensor, dequantize, quantize_matrix
+from pgolf_model.quant.trellis import active_quantizers
 
 KINDS = {
     "uniform": (1, 0.0),
@@ -48,7 +48,7 @@ def entropy_bits(item: QuantizedTensor) -> float:
 
 def coder_bits(item: QuantizedTensor) -> float:
     """Bits per code of the artifact's entropy coder."""
-    from pgolf_model.entropy import CodePlane, encode_codes
+    from pgolf_model.codec.entropy import CodePlane, encode_codes
 
     rows, cols = item.codes.shape
     plane = CodePlane(shape=(rows, cols), limit=code_limit(item.bits), states=item.states)

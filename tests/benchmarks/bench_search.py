@@ -29,10 +29,10 @@ import numpy as np
 from search_methods import METHODS, Job, Method, Problem
 from surrogates.drawn import draw
 
-from search.bare_space import bare_space
-from search.encode import Encoder
-from search.simulate import simulate as run_study
-from search.study import Caps, Limits, StudyConfig
+from search.simulation.bare_space import bare_space
+from search.simulation.engine import simulate as run_study
+from search.study.config import Caps, Limits, StudyConfig
+from search.surrogate.encoding import Encoder
 from trials.rungs import Rung
 
 CHECKPOINTS = (4, 6, 8, 12, 16, 21.4, 24, 32, 48, 64)  # full runs' worth of GPU-seconds

@@ -1,4 +1,4 @@
-"""Measure what space/sizing.py and CLIP_SIGMAS rest on: coders on normal codes, and the forecast against the packer.
+"""What space/forecast/sizing.py and CLIP_SIGMAS rest on: coders on normal codes, the forecast against the packer.
 
     python tests/benchmarks/bench_sizing.py [--codes 1048576]
 
@@ -19,19 +19,13 @@ import numpy as np
 import torch
 import zstandard
 
+from pgolf_model.codec.entropy import CodePlane, encode_codes
+from pgolf_model.codec.pack import pack_model
 from pgolf_model.config import ModelConfig
-from pgolf_model.entropy import CodePlane, encode_codes
-from pgolf_model.pack import pack_model
-from pgolf_model.quantize import quantize_state
+from pgolf_model.quant.quantize import quantize_state
 from pgolf_model.shapes import param_shapes
-from space.quant_knobs import CLIP_SIGMAS
-from space.sizing import (
-    EMBED_DEFICIT,
-    code_limit,
-    code_probabilities,
-    entropy_bits,
-    estimate_model_bytes,
-)
+from space.forecast.sizing import EMBED_DEFICIT, code_limit, code_probabilities, entropy_bits, estimate_model_bytes
+from space.knobs.quant import CLIP_SIGMAS
 from space.spaces import named_space
 
 LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]

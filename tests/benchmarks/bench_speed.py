@@ -21,14 +21,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from pgolf_model.config import Budget, RunConfig
-from search.local import worker_environment
-from search.maker import open_dataset
-from search.single import run_single
-from space.hardware import Hardware
+from search.corpus.dataset import open_dataset
+from search.engines.machine import worker_environment
+from search.engines.single import run_single
+from space.forecast.hardware import Hardware
+from space.forecast.speed import estimate_speed
 from space.plain import from_plain
 from space.presets import preset
-from space.speed import estimate_speed
-from trials.spec import PROGRESS_FILE, read_progress
+from trials.files import read_progress
+from trials.spec import PROGRESS_FILE
 
 
 def variants(vocab_size: int, steps: int) -> dict[str, RunConfig]:

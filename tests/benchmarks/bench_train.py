@@ -31,10 +31,10 @@ from torch import Tensor
 
 from pgolf_model.config import ModelConfig, TrainConfig
 from pgolf_model.distributed import DistEnv
-from pgolf_model.model import build_model
-from pgolf_model.optim import build_optimizers
+from pgolf_model.model.gpt import build_model
 from pgolf_model.shapes import num_params, param_shapes
-from pgolf_model.train import compute_gradients, prepare_device
+from pgolf_model.train.loop import compute_gradients, prepare_device
+from pgolf_model.train.optim import build_optimizers
 from space.presets import preset
 
 CUDA_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16 FLOP/s, from the data sheets

@@ -27,8 +27,8 @@ import torch
 from pgolf_model.config import Budget, EvalConfig, ModelConfig, RunConfig, TrainConfig
 from pgolf_model.distributed import DistEnv
 from pgolf_model.evaluate import score, validation_set
-from pgolf_model.model import GPT
-from pgolf_model.train import train
+from pgolf_model.model.gpt import GPT
+from pgolf_model.train.loop import train
 from space.transfer import at_own_width
 
 BASE_DIM = 128

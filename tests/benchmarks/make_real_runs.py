@@ -27,12 +27,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from search.candidates import mutate, random_points
-from search.encode import Encoder
-from space.params import ChoiceParam
+from search.surrogate.candidates import mutate, random_points
+from search.surrogate.encoding import Encoder
+from space.params import ChoiceParam, Scalar
 from space.spaces import named_space
 from trials.rungs import Rung
-from trials.spec import Scalar
 
 SPACE = "tiny"
 # Every bitwidth is a knob here: solved ones would all land at one size, and each would cost a solver's minute.

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgolf_model.attention import AttentionInputs
 from pgolf_model.config import ModelConfig, TrainConfig
-from pgolf_model.model import GPT
-from pgolf_model.optim import NEWTON_SCHULZ
+from pgolf_model.model.attention import AttentionInputs
+from pgolf_model.model.gpt import GPT
 from pgolf_model.shapes import param_shapes
+from pgolf_model.train.optim import NEWTON_SCHULZ
 
 REFERENCES = ("unfused", "sdpa")
 
@@ -109,12 +109,12 @@ class PlainGPT(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Take over the weights of `pgolf_model.model.GPT`."""
+        """Take over the weights of `pgolf_model.model.gpt.GPT`."""
         for name, weight in weights.items():
             self.named(name).data.copy_(weight)
 
     def named(self, name: str) -> nn.Parameter:
-        """The parameter that `pgolf_model.model.GPT` calls `name`."""
+        """The parameter that `pgolf_model.model.gpt.GPT` calls `name`."""
         plain = name.replace(".attn.", ".").replace(".mlp.", ".")
         is_linear = plain.split(".")[-1] in ("q", "k", "v", "out", "up", "down")
         return self.get_parameter(f"{plain}.weight" if is_linear else plain)

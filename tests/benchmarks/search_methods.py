@@ -16,9 +16,9 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from search.history import Level, Observation
-from search.sampler import _distribution
-from search.surrogate import Surrogate
+from search.sampler.sampler import _distribution
+from search.surrogate.history import Level, Observation
+from search.surrogate.proposal import Surrogate
 from space.params import Scalar, Space
 
 MAX_REFUSED = 400  # forecasts over the cap in a row before any point is taken
@@ -262,7 +262,7 @@ class TpeTwoStage(Tpe):
 
 
 class Ours:
-    """search.surrogate, both parts: which configuration, and which rung."""
+    """search.surrogate.proposal, both parts: which configuration, and which rung."""
 
     fidelities: tuple[float, ...] = (1 / 8, 1.0)
     starts: tuple[int, ...] = (0,)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from make_real_runs import PARAMS
 
-from search.encode import Array, Encoder
+from search.surrogate.encoding import Array, Encoder
 from space.params import Scalar
 from space.spaces import named_space
 

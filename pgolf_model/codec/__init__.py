@@ -1,0 +1,1 @@
+"""Small integers to bytes and back: entropy coder and container."""

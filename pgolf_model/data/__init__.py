@@ -1,0 +1,1 @@
+"""Token shards, their windows and bytes, and batches made of them."""

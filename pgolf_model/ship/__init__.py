@@ -1,0 +1,1 @@
+"""One checkpoint at any byte target: calibrate, allocate, solve, pack."""

@@ -1,0 +1,1 @@
+"""The training loop: schedule, optimizers, averages, rounded weights, clock, progress."""

@@ -1,0 +1,1 @@
+"""What to run next and what a result means: the driver, the makers, the first points."""

@@ -1,0 +1,1 @@
+"""`pgolf_model` as one self-extracting script."""

@@ -1,0 +1,47 @@
+"""`pgolf doctor`: look at this machine and its data, and measure it, before anything is paid for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from search.preflight.examine import examine
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command()
+@click.option("--study", metavar="STUDY", help="Check what this study needs; its data is taken too.")
+@click.option("--data", multiple=True, metavar="DIR", help="Dataset folder(s) to check.")
+@click.option("--no-calibration", is_flag=True, help="Measure nothing, and run nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def doctor(study: str | None, data: tuple[str, ...], no_calibration: bool, as_json: bool) -> None:
+    """Check environment, data and speed of this machine; exit 1 when something has to be repaired.
+
+    Times short steps of the real training code (half a minute on a CPU) and leaves the result in hardware.json, in the
+    study's folder or here, where `pgolf size --hardware` and `pgolf search --dry-run` read it. With data it also runs
+    two steps of the script that would ship, through packing, reading back and scoring.
+
+    \b
+    Example:
+      pgolf doctor --study demo.toml
+    """
+    from search.preflight.checks import describe_checks, failed
+    from search.study.config import load_study
+    from space.plain import to_plain
+
+    config = load_study(study) if study else None
+    if config and data:
+        config = replace(config, data=data)
+    folders = data or (config.data if config else ())
+    checks, hardware = examine(config, folders, calibrated=not no_calibration)
+    if as_json:
+        click.echo(json.dumps({"checks": to_plain(checks), "hardware": to_plain(hardware)}, indent=1))
+    else:
+        click.echo(describe_checks(checks))
+    if failed(checks):
+        raise SystemExit(1)

@@ -1,0 +1,99 @@
+"""`pgolf pareto`: the page of bpb against bytes, or its points as JSON or CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from search.look.analysis import Analysis
+    from search.study.config import StudyConfig
+
+
+@click.command()
+@click.argument("study")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Page to write [default: in the study].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and write no page.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the points as CSV and write no page.")
+def pareto(study: str, out: Path | None, as_json: bool, as_csv: bool) -> None:
+    """Write the page of val_bpb against bytes, every trial and its front on it.
+
+    STUDY is a study's name, its folder, or its TOML file. The page is one HTML file that needs no network; its path
+    is printed.
+
+    \b
+    Example:
+      pgolf pareto demo
+      pgolf pareto demo --csv > points.csv
+    """
+    import json
+
+    from search.look.analysis import analyse
+    from search.study.config import load_study
+    from search.study.ledger import read_records
+    from search.study.lock import driver_alive
+
+    if as_json + as_csv + (out is not None) > 1:
+        raise click.UsageError("--out, --json and --csv exclude each other")
+    config = load_study(study)
+    analysis = analyse(config, read_records(config), alive=driver_alive(config))
+    if as_json:
+        click.echo(json.dumps(document(config, analysis), indent=1, allow_nan=False))
+    elif as_csv:
+        click.echo(csv_text(analysis), nl=False)
+    else:
+        click.echo(write_report(config, analysis, out))
+
+
+def write_report(study: StudyConfig, analysis: Analysis, out: Path | None = None) -> Path:
+    """Write the page, whole or not at all, and say where it is."""
+    import os
+    import time
+
+    from search.report.page import REPORT_FILE, report_html
+
+    path = (out or study.dir / REPORT_FILE).absolute()
+    unfinished = sum(point.status in ("running", "interrupted") for point in analysis.points)
+    state = f"{len(analysis.points)} trials" + (f", {unfinished} not ended" if unfinished else "")
+    made = f"Written by pgolf pareto on {time.strftime('%Y-%m-%d at %H:%M')} with {state}, from {study.dir}."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(report_html(study, analysis, made=made), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def document(study: StudyConfig, analysis: Analysis) -> dict[str, object]:
+    """What `pgolf pareto --json` prints."""
+    from space.plain import to_plain
+
+    head = {
+        "study": study.name,
+        "question": study.question,
+        "caps": to_plain(study.caps),
+        "rungs": [rung.name for rung in study.rungs],
+    }
+    return {**head, **to_plain(analysis)}
+
+
+def csv_text(analysis: Analysis) -> str:
+    """The points as CSV: a column per field and one per knob (`params.NAME`); lists joined by spaces."""
+    import csv
+    import io
+    from dataclasses import fields
+
+    from search.look.analysis import Point
+    from space.plain import to_plain
+
+    rows = [to_plain(point) for point in analysis.points]
+    knobs = sorted({name for row in rows for name in row["params"]})
+    plain = [field.name for field in fields(Point) if field.name != "params"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(plain + [f"params.{name}" for name in knobs])
+    for row in rows:
+        cells = [" ".join(map(str, row[name])) if isinstance(row[name], list) else row[name] for name in plain]
+        writer.writerow(cells + [row["params"].get(name) for name in knobs])
+    return text.getvalue()

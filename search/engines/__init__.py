@@ -1,0 +1,1 @@
+"""Engines that run trials, and the placement in front of them."""

@@ -1,0 +1,1 @@
+"""Rules over finished trials as pure functions: promote, trust, race, suspect, budget, retry."""

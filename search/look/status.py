@@ -1,0 +1,253 @@
+"""Where a study stands: trials per rung and state, what runs now and when it ends, what was spent. Pure but for files.
+
+Everything is read from the study's folder, so it can be asked while a driver runs, after a crash, or from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from search.ladder.budget import account, describe_account
+from search.ladder.promote import Done, decide
+from search.ladder.race import NoiseFloor, noise_floors
+from search.ladder.trust import ProxyQuality, proxy_quality
+from search.look.analysis import ENDED
+from search.look.score_forecast import BpbForecast, forecast_study
+from search.study.config import STUDY_FILE, StudyConfig
+from search.study.journal import why_done
+from search.study.ledger import TrialRecord, best_record, trial_dir
+from search.study.next_steps import export_command, is_simulated, search_command, study_argument
+from trials.files import read_progress
+from trials.rungs import Rung
+from trials.spec import METRICS_FILE, PROGRESS_FILE, RESULT_FILE
+
+State = Literal["not started", "running", "interrupted", "suspicious", "stopped", "out of budget", "finished"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RungStatus:
+    """One rung's trials. `asked` is all of them, `waiting` have not begun, `interrupted` have lost their driver."""
+
+    rung: str
+    asked: int
+    waiting: int
+    running: int
+    interrupted: int
+    complete: int
+    diverged: int
+    failed: int
+    timeout: int
+    infeasible: int
+    best: str | None  # lowest feasible val_bpb at this rung
+    best_val_bpb: float | None
+    best_artifact_bytes: int | None
+    devices: tuple[str, ...] = ()  # its runs ran on; several make budgets in seconds, and so scores, incomparable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveTrial:
+    """A trial that has begun and not ended: its newest progress record, or zeros before the first."""
+
+    trial_id: str
+    interrupted: bool
+    seed: int | None  # the seed whose record this is
+    seeds_done: int
+    num_seeds: int
+    step: int
+    progress: float  # of this seed's training, in [0, 1]
+    train_loss: float | None
+    ms_per_step: float | None
+    seconds: float  # training so far, all seeds
+    eta_seconds: float | None  # until training of the last seed ends, at the pace so far; None when unknown
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyStatus:
+    """What `pgolf status` says."""
+
+    study: str
+    folder: str
+    state: State
+    driver: int | None  # process id
+    rungs: tuple[RungStatus, ...]
+    live: tuple[LiveTrial, ...]
+    best: str | None  # at the highest rung that has a feasible trial
+    best_val_bpb: float | None
+    elapsed_seconds: float | None  # since launch, to now while running, else to the last result
+    gpu_seconds: float  # trials' wall time x their GPUs, unfinished ones included
+    cpu_seconds: float
+    dollars: float
+    budget: str  # spent, committed and left, as the driver counts
+    noise: tuple[NoiseFloor, ...]  # per rung where a trial ran several seeds
+    proxies: tuple[ProxyQuality, ...]  # how each rung has ranked what was promoted from it, and what it keeps
+    forecasts: tuple[BpbForecast, ...]  # at the top rung: of what runs there, then of the best trials below it
+    next: tuple[str, ...]  # commands that make sense now
+
+
+def study_status(
+    study: StudyConfig, records: Sequence[TrialRecord], *, driver: int | None, alive: bool, now: float
+) -> StudyStatus:
+    """The status at Unix time `now`."""
+    live = tuple(_live(study, r, alive=alive) for r in records if r.result is None and _seed_dirs(study, r))
+    begun = {trial.trial_id: trial for trial in live}
+    best = best_record(study, tuple(records))
+    gpu = sum(_spent(r, begun) * r.spec.gpus for r in records)
+    state = _state(study, records, alive=alive)
+    best_id = best.spec.trial_id if best else None
+    return StudyStatus(
+        study=study.name,
+        folder=str(study.dir),
+        state=state,
+        driver=driver,
+        rungs=tuple(_rung_status(study, rung, records, begun, alive=alive) for rung in study.rungs),
+        live=live,
+        best=best_id,
+        best_val_bpb=best.result.val_bpb if best and best.result else None,
+        elapsed_seconds=_elapsed(study, records, alive=alive, now=now),
+        gpu_seconds=gpu,
+        cpu_seconds=sum(_spent(r, begun) * r.spec.cpus for r in records),
+        dollars=gpu / 3600 * study.dollars_per_gpu_hour,
+        budget=describe_account(account(study, records)),
+        noise=noise_floors(study, records),
+        proxies=tuple(
+            proxy_quality(study, records, lower=lower, upper=upper)
+            for lower, upper in zip(study.rungs, study.rungs[1:], strict=False)
+        ),
+        forecasts=_forecasts(study, records),
+        next=_next(study, records, state, best_id),
+    )
+
+
+def _rung_status(
+    study: StudyConfig, rung: Rung, records: Sequence[TrialRecord], begun: dict[str, LiveTrial], *, alive: bool
+) -> RungStatus:
+    at = [r for r in records if r.spec.rung == rung.name]
+    ended = Counter(r.result.status for r in at if r.result)
+    unfinished = [r.spec.trial_id for r in at if r.result is None]
+    running = sum(trial_id in begun for trial_id in unfinished)
+    feasible = [r.result for r in at if r.result and r.feasible(study.caps)]
+    best = min(feasible, key=lambda result: result.val_bpb, default=None)
+    best_id = next((r.spec.trial_id for r in at if best and r.result is best), None)
+    return RungStatus(
+        rung=rung.name,
+        asked=len(at),
+        waiting=len(unfinished) - running if alive else 0,
+        running=running if alive else 0,
+        interrupted=0 if alive else len(unfinished),
+        **{status: ended[status] for status in ENDED},
+        best=best_id,
+        best_val_bpb=best.val_bpb if best else None,
+        best_artifact_bytes=best.artifact_bytes if best else None,
+        devices=tuple(sorted({run.device for r in at if r.result for run in r.result.runs if run.device})),
+    )
+
+
+def _live(study: StudyConfig, record: TrialRecord, *, alive: bool) -> LiveTrial:
+    """Progress over the trial's seeds, which run one after another."""
+    last = {folder: list(read_progress(folder / PROGRESS_FILE))[-1:] for folder in _seed_dirs(study, record)}
+    done = [folder for folder in last if (folder / METRICS_FILE).exists()]
+    newest = max((f for f in last if f not in done and last[f]), key=_modified, default=None)
+    now = last[newest][0] if newest else {}
+    progress = min(1.0, float(now.get("progress", 0.0)))
+    seed_seconds = float(now.get("seconds", 0.0))
+    num_seeds = len(record.spec.seeds)
+    eta = None
+    if progress > 0:
+        whole = seed_seconds / progress
+        eta = whole - seed_seconds + whole * max(0, num_seeds - len(done) - 1)
+    return LiveTrial(
+        trial_id=record.spec.trial_id,
+        interrupted=not alive,
+        seed=int(newest.name.removeprefix("seed")) if newest else None,
+        seeds_done=len(done),
+        num_seeds=num_seeds,
+        step=int(now.get("step", 0)),
+        progress=progress,
+        train_loss=now.get("train_loss"),
+        ms_per_step=now.get("ms_per_step"),
+        seconds=sum(float(records[0].get("seconds", 0.0)) for records in last.values() if records),
+        eta_seconds=eta if alive else None,
+    )
+
+
+def _forecasts(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[BpbForecast, ...]:
+    """What trials would score at the top rung; curves are read only while something runs there."""
+    top = [r for r in records if r.spec.rung == study.rungs[-1].name]
+    curves = {r.spec.trial_id: _curve(study, r) for r in top} if any(r.result is None for r in top) else {}
+    return forecast_study(study, records, curves)
+
+
+def _curve(study: StudyConfig, record: TrialRecord) -> list[tuple[float, float]]:
+    """(progress, train_loss) of the first seed."""
+    path = trial_dir(study, record.spec.trial_id) / f"seed{record.spec.seeds[0]}" / PROGRESS_FILE
+    return [(r["progress"], r["train_loss"]) for r in read_progress(path) if "progress" in r and "train_loss" in r]
+
+
+def _seed_dirs(study: StudyConfig, record: TrialRecord) -> list[Path]:
+    """Folders of the seeds that have begun; names that are not ours are left alone."""
+    folder = trial_dir(study, record.spec.trial_id)
+    return [path for seed in record.spec.seeds if (path := folder / f"seed{seed}").is_dir()]
+
+
+def _spent(record: TrialRecord, begun: dict[str, LiveTrial]) -> float:
+    """Seconds of all attempts."""
+    if record.result:
+        return record.spec.earlier_seconds + record.result.seconds
+    trial = begun.get(record.spec.trial_id)
+    return record.spec.earlier_seconds + (trial.seconds if trial else 0.0)
+
+
+def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -> State:
+    """The end is the driver's word, or that the promotion rule has nothing left to start or nothing it can pay."""
+    if alive:
+        return "running"
+    if not records:
+        return "not started"
+    if any(r.result is None for r in records):
+        return "interrupted"
+    if any(r.suspicious for r in records):
+        return "suspicious"
+    reason = why_done(study, trials=len(records))
+    if reason is None:
+        decision = decide(study, records)
+        if not isinstance(decision, Done):
+            return "stopped"
+        reason = decision.reason
+    return "out of budget" if reason else "finished"
+
+
+def _elapsed(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool, now: float) -> float | None:
+    launched = study.dir / STUDY_FILE
+    if not launched.exists() or not records:
+        return None
+    if alive:
+        return max(0.0, now - _modified(launched))
+    folders = [trial_dir(study, r.spec.trial_id) for r in records]
+    files = [f / RESULT_FILE for f in folders] + [s / PROGRESS_FILE for r in records for s in _seed_dirs(study, r)]
+    ends = [_modified(path) for path in files if path.exists()]
+    return max(0.0, max(ends) - _modified(launched)) if ends else None
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _next(study: StudyConfig, records: Sequence[TrialRecord], state: State, best: str | None) -> tuple[str, ...]:
+    name = study_argument(study)
+    commands = [
+        search_command(study, f"--{word}", r.spec.trial_id)
+        for r in records
+        if r.suspicious
+        for word in ("accept", "reject")
+    ]
+    if state in ("not started", "interrupted", "stopped", "out of budget"):
+        commands.append(search_command(study))
+    if state != "not started":
+        commands.append(f"pgolf pareto {name}")
+    if best and state != "running" and not is_simulated(study):
+        commands.append(export_command(study, best))
+    return tuple(commands)

@@ -1,0 +1,1 @@
+"""The page of bpb against bytes and its figures."""

@@ -1,0 +1,1 @@
+"""Ask and tell: the only room that talks to Optuna."""

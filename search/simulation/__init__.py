@@ -1,0 +1,1 @@
+"""Engine 3: trials are calls of a Python function, in simulated time."""

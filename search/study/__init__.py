@@ -1,0 +1,1 @@
+"""A study's files: settings, frozen settings, trial folders, journal, lock."""

@@ -1,0 +1,195 @@
+"""A study as its TOML file says it: what is searched, on which data, under which caps, up which ladder."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from space.params import Scalar
+from space.plain import from_plain
+from trials.files import read_noun
+from trials.rungs import Rung
+from trials.spec import TrialResult
+
+EngineName = Literal["ray", "local"]
+SamplerName = Literal["random", "tpe", "surrogate"]
+BUILTIN_STUDIES = Path(__file__).parent / "builtin"
+STUDY_FILE = "study.json"  # the study as it was launched, paths absolute
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caps:
+    """What a submission may cost. A trial above any of these is infeasible: a fact samplers learn from, no failure."""
+
+    artifact_bytes: int = 16_000_000  # code and compressed weights, decimal bytes
+    train_seconds: float = 600.0
+    eval_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("artifact_bytes", "train_seconds", "eval_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def violations(self, *, artifact_bytes: float, train_seconds: float, eval_seconds: float) -> dict[str, float]:
+        """Relative excess per cap, feasible when <= 0; always the same keys in the same order (automl O4-O6)."""
+        return {
+            "artifact_bytes": artifact_bytes / self.artifact_bytes - 1,
+            "train_seconds": train_seconds / self.train_seconds - 1,
+            "eval_seconds": eval_seconds / self.eval_seconds - 1,
+        }
+
+    def allow(self, result: TrialResult) -> bool:
+        """Whether a finished trial could be submitted."""
+        return result.status == "complete" and all(
+            run.model_bytes + run.code_bytes <= self.artifact_bytes
+            and run.train_seconds <= self.train_seconds
+            and run.eval_seconds <= self.eval_seconds
+            for run in result.runs
+        )
+
+    def measured(self, result: TrialResult) -> dict[str, float]:
+        """`violations` of a complete result."""
+        return self.violations(
+            artifact_bytes=result.artifact_bytes, train_seconds=result.train_seconds, eval_seconds=result.eval_seconds
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a study may spend; 0 is no limit. A start that could cross one is refused (search.ladder.budget)."""
+
+    gpu_hours: float = 0.0
+    dollars: float = 0.0  # at `dollars_per_gpu_hour`
+    wall_seconds: float = 0.0  # of one launch
+    trials: int = 0  # over all rungs
+    reserve: float = 0.2  # share of hours and time that only the top rung may use: finalists and their fresh seeds
+
+    def __post_init__(self) -> None:
+        for name in ("gpu_hours", "dollars", "wall_seconds", "trials"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.reserve < 1:
+            raise ValueError(f"reserve must be in [0, 1), got {self.reserve}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartPoint:
+    """A point to try before the sampler's: parameters and the name a report calls it by."""
+
+    label: str
+    params: dict[str, Scalar]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """One study. `best` asks for the lowest val_bpb under the caps; `front` for the whole bpb-bytes trade-off.
+
+    Either way every trial keeps both numbers (DESIGN section 4: two questions, two studies).
+    """
+
+    name: str
+    space: str  # a name in space.spaces
+    data: tuple[str, ...]  # dataset folders; several make the tokenizer a searched knob
+    rungs: tuple[Rung, ...]
+    caps: Caps = field(default_factory=Caps)
+    question: Literal["best", "front"] = "best"
+    engine: EngineName = "ray"
+    sampler: SamplerName = "surrogate"  # compared by tests/benchmarks/bench_search.py; a front is searched by TPE
+    seed: int = 0  # of the sampler; never of a run
+    control: bool = True  # run the space's control first and carry it to the top rung
+    control_seeds: int = 1  # runs of the control at the first rung, for a noise floor; seeds from a fixed list
+    warm_starts: bool = True  # then the space's other known good points
+    warm_from: tuple[str, ...] = ()  # folders of earlier studies, and CSV tables with a column per parameter
+    warm_top: int = 5  # so many of the best feasible points of each
+    points: tuple[StartPoint, ...] = ()  # further points to start from
+    sample: bool = True  # then ask the sampler; without, the points above are all there is
+    budget: Limits = field(default_factory=Limits)
+    anomaly_ratio: float = 0.9  # a val_bpb below this share of its rung's best stops the study and asks; 0 never does
+    max_infeasible: int = 200  # stop after so many forecasts over a cap in a row
+    storage: str = ""  # Optuna storage URL; empty is an SQLite file in the study's folder
+    folder: str = ""  # where trials are kept; empty is runs/NAME
+    cpus: float = 0.0  # what the local engine may use; 0 is every core of the machine
+    gpus: float = 0.0  # likewise; 0 is every GPU that CUDA_VISIBLE_DEVICES or nvidia-smi shows
+    dollars_per_gpu_hour: float = 2.5  # 8xH100 at about $20/h (atlas F)
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"a study needs a name without '/', got {self.name!r}")
+        if not self.data:
+            raise ValueError("data must name at least one dataset folder")
+        if self.control_seeds < 1 or not 0 <= self.anomaly_ratio < 1:
+            raise ValueError(
+                "control_seeds must be at least 1 and anomaly_ratio in [0, 1), got "
+                f"{self.control_seeds} and {self.anomaly_ratio}"
+            )
+        if not self.rungs:
+            raise ValueError("a study needs at least one [[rungs]] table")
+        names = [rung.name for rung in self.rungs]
+        if len(set(names)) != len(names):
+            raise ValueError(f"rung names must be distinct, got {', '.join(names)}")
+        if self.rungs[0].trials < 1:
+            raise ValueError(f"the first rung ({names[0]!r}) must say how many trials it asks for, e.g. trials = 16")
+        for rung in self.rungs[1:]:
+            if rung.trials:
+                raise ValueError(
+                    f"rung {rung.name!r}: only the first rung sets trials; later ones set keep, min_promote"
+                )
+
+    @property
+    def dir(self) -> Path:
+        """The study's folder: the frozen TOML, the storage, one folder per trial."""
+        return Path(self.folder or f"runs/{self.name}").absolute()
+
+    def fidelity(self, rung: Rung) -> float:
+        """Training compute of a run at `rung` relative to one at the top rung, which has 1."""
+        return rung.compute / self.rungs[-1].compute
+
+    def rung(self, name: str) -> Rung:
+        """The rung called `name`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for rung in self.rungs:
+            if rung.name == name:
+                return rung
+        raise ValueError(f"study {self.name!r} has no rung {name!r}; it has {', '.join(r.name for r in self.rungs)}")
+
+    @property
+    def storage_url(self) -> str:
+        """Optuna storage URL."""
+        return self.storage or f"sqlite:///{self.dir / 'optuna.db'}"
+
+
+def load_study(source: str) -> StudyConfig:
+    """The study that `source` names: a TOML file, a study's folder, a built-in file name, or the name of a run.
+
+    Raises:
+        ValueError: nothing is found there, or the file holds something impossible; names the file and the key.
+    """
+    path = find_study(source)
+    if path.name == STUDY_FILE:
+        return replace(read_noun(StudyConfig, path), folder=str(path.parent.absolute()))
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    if isinstance(data.get("data"), str):
+        data["data"] = [data["data"]]
+    return from_plain(StudyConfig, data, where=str(path))
+
+
+def find_study(source: str) -> Path:
+    """The TOML file behind `source` (see `load_study`)."""
+    given = Path(source)
+    candidates = [given, given / STUDY_FILE, Path("runs") / source / STUDY_FILE]
+    candidates += [BUILTIN_STUDIES / source, BUILTIN_STUDIES / f"{source}.toml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    builtin = ", ".join(sorted(p.name for p in BUILTIN_STUDIES.glob("*.toml")))
+    raise ValueError(
+        f"no study at {source!r}: expected a TOML file, a study's folder, or one of the built-in {builtin}"
+    )

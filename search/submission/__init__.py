@@ -1,0 +1,1 @@
+"""The submission folder: exported and verified."""

@@ -1,0 +1,96 @@
+"""Find a trained checkpoint with what is needed to pack it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pgolf_model.config import RunConfig
+
+
+CONFIG_ENTRY = "config.json"  # in a checkpoint, as pgolf_model.ship.checkpoint writes it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A checkpoint with what is needed to pack it."""
+
+    checkpoint: Path
+    config: RunConfig
+    script: Path | None  # the trial's own; None when there is none
+    data: str  # dataset folder; empty when unknown
+    tokenizer: str
+
+
+def find_source(path: Path) -> Source:
+    """What a trial's folder or a checkpoint file says.
+
+    Raises:
+        ValueError: there is no checkpoint; says how to get one.
+    """
+    from trials.files import read_noun
+    from trials.spec import CHECKPOINT_FILE, SCRIPT_FILE, SPEC_FILE, TrialSpec
+
+    if path.is_dir():
+        found = sorted([*path.glob(CHECKPOINT_FILE), *path.glob(f"seed*/{CHECKPOINT_FILE}")])
+        if not found:
+            raise ValueError(f"{path}: no {CHECKPOINT_FILE} in it; train with --keep-checkpoint")
+        path = found[0]
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint or trial folder")
+    path = path.absolute()
+    trial = path.parent.parent
+    if (trial / SPEC_FILE).is_file() and (trial / SCRIPT_FILE).is_file():
+        spec = read_noun(TrialSpec, trial / SPEC_FILE)
+        return Source(
+            checkpoint=path,
+            config=spec.config,
+            script=trial / SCRIPT_FILE,
+            data=spec.data_dir,
+            tokenizer=spec.tokenizer,
+        )
+    return Source(checkpoint=path, config=read_config(path), script=None, data="", tokenizer="")
+
+
+def read_config(checkpoint: Path) -> RunConfig:
+    """The config that a checkpoint carries.
+
+    Raises:
+        ValueError: it is no checkpoint; names the file.
+    """
+    from zipfile import BadZipFile
+
+    import numpy as np
+
+    from pgolf_model.config import RunConfig
+    from space.plain import from_plain
+
+    try:
+        with checkpoint.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            plain = json.loads(bytes(arrays[CONFIG_ENTRY]))
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{checkpoint}: not a checkpoint of pgolf ({error})") from None
+    return from_plain(RunConfig, plain, where=str(checkpoint))
+
+
+def changed(config: RunConfig, changes: tuple[str, ...]) -> RunConfig:
+    """The config with other [quant] settings, each `KEY=VALUE` with a value as TOML writes it, or a bare word."""
+    import tomllib
+
+    from pgolf_model.config import QuantConfig
+    from space.plain import from_plain, to_plain
+
+    plain: dict[str, Any] = to_plain(config.quant)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise ValueError(f"--set {change}: expected KEY=VALUE, such as method=gptq")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        plain[key.strip()] = value
+    return replace(config, quant=from_plain(QuantConfig, plain, where="--set"))

@@ -1,0 +1,1 @@
+"""The model over configurations and rungs; no Optuna in it."""

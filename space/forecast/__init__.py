@@ -1,0 +1,1 @@
+"""Bytes, seconds, memory and dollars of a run before it starts."""

@@ -1,0 +1,71 @@
+"""Files of trials: JSON written atomically, lines appended and read, a full disk named."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from space.plain import from_plain, to_plain
+from trials.spec import T
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a noun or plain value as JSON so that a reader sees the old file or the whole new one, never half."""
+    text = json.dumps(to_plain(value), indent=1, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def refuse_full_disk(log: str, folder: Path) -> None:
+    """Raise OSError when a log says that the disk was full: the trial has not failed, it is to be run again."""
+    if os.strerror(errno.ENOSPC) in log:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def read_noun(cls: type[T], path: Path) -> T:
+    """Read a noun back.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is torn or holds something else; names the file.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not whole JSON ({error}); delete the file to run this trial again") from None
+    return from_plain(cls, data, where=str(path))
+
+
+def read_progress(path: Path) -> Iterator[dict[str, float]]:
+    """Records of a `progress.jsonl`, without what was not finite."""
+    for record in read_lines(path):
+        if isinstance(record, dict):
+            yield {key: value for key, value in record.items() if value is not None}
+
+
+def read_lines(path: Path) -> Iterator[object]:
+    """The JSON values of a file that has one on each line; a torn line, as a kill leaves it, is skipped."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def append_line(path: Path, value: object) -> None:
+    """Add a JSON value as a line of its own, also after a torn one."""
+    with path.open("a+b") as file:
+        torn = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(value).encode() + b"\n")
