@@ -11,6 +11,8 @@ from functools import cache
 from math import inf
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from pgolf_model.errors import UserError
+
 BITS_RANGE = (1, 8)  # every bitwidth below lies in it, ends included; 1 is binary, 2 ternary
 
 
@@ -79,47 +81,47 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, options in literal_options(ModelConfig).items():
             if getattr(self, name) not in options:
-                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+                raise UserError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.vocab_size > 65_536:
-            raise ValueError(f"vocab_size must be at most 65536 (shards are uint16), got {self.vocab_size}")
+            raise UserError(f"vocab_size must be at most 65536 (shards are uint16), got {self.vocab_size}")
         if self.model_dim % self.num_heads:
             step = 2 * self.num_heads  # rotary embeddings want an even head_dim
             low = self.model_dim // step * step
-            raise ValueError(
-                f"model_dim must be divisible by num_heads, got {self.model_dim} and {self.num_heads}; "
-                f"nearest valid model_dim is {low or step} or {low + step}"
+            raise UserError(
+                f"model_dim must be divisible by num_heads, got {self.model_dim} and {self.num_heads}",
+                hint=f"nearest valid model_dim is {low or step} or {low + step}",
             )
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"num_heads must be divisible by num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim = model_dim / num_heads must be even for rotary embeddings, got {self.head_dim}; "
-                f"use another num_heads"
+            raise UserError(
+                f"head_dim = model_dim / num_heads must be even for rotary embeddings, got {self.head_dim}",
+                hint="use another num_heads",
             )
         if not 0 < self.mlp_mult < inf or abs(self.mlp_mult * self.model_dim - self.mlp_dim) > 1e-6:
-            raise ValueError(
+            raise UserError(
                 f"mlp_mult * model_dim must be a whole positive number, got {self.mlp_mult} * {self.model_dim}"
             )
         if not 0 <= self.loop_start <= self.loop_end <= self.num_layers:
-            raise ValueError(
+            raise UserError(
                 "the looped range must satisfy 0 <= loop_start <= loop_end <= num_layers, got "
                 f"[{self.loop_start}, {self.loop_end}) and {self.num_layers} layers"
             )
         if self.loop_repeats < 0:
-            raise ValueError(f"loop_repeats must be at least 0, got {self.loop_repeats}")
+            raise UserError(f"loop_repeats must be at least 0, got {self.loop_repeats}")
         if (self.loop_repeats > 0) != (self.loop_end > self.loop_start):
-            raise ValueError(
+            raise UserError(
                 "loop_repeats and the looped range must be set together, got "
                 f"{self.loop_repeats} repeats of [{self.loop_start}, {self.loop_end})"
             )
         for name in ("rope_base", "qk_gain_init", "logit_softcap", "embed_init_std", "gate_scale"):
             if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+                raise UserError(f"{name} must be positive and finite, got {getattr(self, name)}")
         self._check_ranges()
         self._check_pairs()
 
@@ -141,43 +143,49 @@ class ModelConfig:
             ("bos_id", 0 if self.document_attention else -1, self.vocab_size - 1 if self.document_attention else inf),
         ):
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
+                raise UserError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
 
     def _check_pairs(self) -> None:
         """Fields that constrain each other."""
         if self.rope_dims % 2:
-            raise ValueError(f"rope_dims must be even, got {self.rope_dims}; 0 turns all {self.head_dim} channels")
+            raise UserError(
+                f"rope_dims must be even, got {self.rope_dims}", hint=f"0 turns all {self.head_dim} channels"
+            )
         layers = self.value_embed_layers
         if bool(layers) != (self.value_embed_dim > 0) or len(set(layers)) < len(layers):
-            raise ValueError(
+            raise UserError(
                 f"value_embed_dim and value_embed_layers (each layer once) must be set together, "
                 f"got {self.value_embed_dim} and {layers}"
             )
         if layers and not 0 <= min(layers) <= max(layers) < self.num_layers:
-            raise ValueError(f"value_embed_layers must be in [0, {self.num_layers - 1}], got {layers}")
+            raise UserError(f"value_embed_layers must be in [0, {self.num_layers - 1}], got {layers}")
         if self.bigram_buckets == 1:
-            raise ValueError("bigram_buckets must be 0 or at least 2, got 1: the last is for tokens without a pair")
+            raise UserError("bigram_buckets must be 0 or at least 2, got 1: the last is for tokens without a pair")
         if self.embed_buckets > 0 and self.embed_buckets**2 // 4 < self.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"embed_buckets can tell at most embed_buckets**2 / 4 tokens apart, got {self.embed_buckets} for "
                 f"vocab_size {self.vocab_size}"
             )
         if self.num_experts and self.mlp_dim % self.num_experts:
-            raise ValueError(
+            raise UserError(
                 f"mlp_mult * model_dim must be divisible by num_experts, got {self.mlp_dim} and {self.num_experts}"
             )
         if self.out_norm and self.xsa_layers:
-            raise ValueError(
+            raise UserError(
                 "out_norm and xsa_layers exclude each other: where all values point one way, as for the first token, "
-                "exclusive attention leaves rounding noise and the norm would blow it up; set one of them to 0"
+                "exclusive attention leaves rounding noise and the norm would blow it up",
+                hint="set one of them to 0",
             )
         if self.iteration_embeddings and not self.loop_repeats:
-            raise ValueError("iteration_embeddings tell the passes of a loop apart, got no loop; set loop_repeats")
+            raise UserError(
+                "iteration_embeddings tell the passes of a loop apart, got no loop", hint="set loop_repeats"
+            )
         inside = self.loop_start < self.parallel_start < self.loop_end
         if self.parallel in ("lanes", "routed") and inside:
-            raise ValueError(
+            raise UserError(
                 f"two streams cannot begin inside a loop, got parallel_start {self.parallel_start} in "
-                f"[{self.loop_start}, {self.loop_end}); begin at its first block, behind it, or with parallel='single'"
+                f"[{self.loop_start}, {self.loop_end})",
+                hint="begin at its first block, behind it, or with parallel='single'",
             )
 
     @property
@@ -261,47 +269,48 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "seq_len", "micro_batch_tokens", "muon_iterations", "swa_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_tokens % self.seq_len:
             low = self.batch_tokens // self.seq_len * self.seq_len
-            raise ValueError(
-                f"batch_tokens must be divisible by seq_len, got {self.batch_tokens} and {self.seq_len}; "
-                f"nearest valid batch_tokens is {low or self.seq_len} or {low + self.seq_len}"
+            raise UserError(
+                f"batch_tokens must be divisible by seq_len, got {self.batch_tokens} and {self.seq_len}",
+                hint=f"nearest valid batch_tokens is {low or self.seq_len} or {low + self.seq_len}",
             )
         for name in ("matrix_lr", "embed_lr", "scalar_lr", "adam_eps"):
             if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+                raise UserError(f"{name} must be positive and finite, got {getattr(self, name)}")
         for name in (
             *("matrix_weight_decay", "embed_weight_decay", "scalar_weight_decay", "weight_decay_final"),
             *("head_lr", "grad_clip", "reserve_seconds"),
         ):
             if not 0 <= getattr(self, name) < inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         for name in (
             *("muon_momentum", "muon_momentum_start", "ema_decay"),
             *("adam_beta1", "adam_beta2", "embed_beta2", "scalar_beta2"),
         ):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name in (
             *("muon_momentum_warmup", "warmdown_fraction", "min_lr_fraction", "weight_decay_taper_start"),
             *("swa_start", "loop_at", "qat_start"),
         ):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.ema_decay and self.swa_start:
-            raise ValueError(
-                f"ema_decay and swa_start exclude each other, got {self.ema_decay} and {self.swa_start}; set one to 0"
+            raise UserError(
+                f"ema_decay and swa_start exclude each other, got {self.ema_decay} and {self.swa_start}",
+                hint="set one to 0",
             )
         for name in ("batch_schedule", "seq_len_schedule"):
             pairs = getattr(self, name)
             times = [fraction for fraction, _ in pairs]
             if times != sorted(set(times)) or not all(0 <= at < 1 and 0 < factor < inf for at, factor in pairs):
-                raise ValueError(f"{name} needs rising fractions in [0, 1) with positive multipliers, got {pairs}")
+                raise UserError(f"{name} needs rising fractions in [0, 1) with positive multipliers, got {pairs}")
         for name, choices in literal_options(TrainConfig).items():
             if getattr(self, name) not in choices:
                 listed = ", ".join(map(repr, choices[:-1]))
-                raise ValueError(f"{name} must be {listed} or {choices[-1]!r}, got {getattr(self, name)!r}")
+                raise UserError(f"{name} must be {listed} or {choices[-1]!r}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,27 +353,27 @@ class QuantConfig:
             ("mlp_bits", self.mlp_bits),
         ):
             if not bits or not all(low <= b <= high for b in bits):
-                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
+                raise UserError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
         for name, clips in (
             ("embed_clip_sigmas", (self.embed_clip_sigmas,)),
             ("attn_clip_sigmas", self.attn_clip_sigmas),
             ("mlp_clip_sigmas", self.mlp_clip_sigmas),
         ):
             if not clips or not all(clip > 0 for clip in clips):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
         for name, options in literal_options(QuantConfig).items():
             if getattr(self, name) not in options:
-                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+                raise UserError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
         for name in ("group_size", "lowrank_rank", "lowrank_tensors", "target_bytes"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("damping", "rate_weight", "max_loss_jump"):
             if not 0 <= getattr(self, name) < inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         if self.calibration_tokens < 1:
-            raise ValueError(f"calibration_tokens must be at least 1, got {self.calibration_tokens}")
+            raise UserError(f"calibration_tokens must be at least 1, got {self.calibration_tokens}")
         if not all(target > 0 for target in self.curve_bytes):
-            raise ValueError(f"curve_bytes must be positive, got {self.curve_bytes}")
+            raise UserError(f"curve_bytes must be positive, got {self.curve_bytes}")
 
     @property
     def states(self) -> int:
@@ -405,9 +414,9 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
-            raise ValueError(f"max_tokens must be at least 0, got {self.max_tokens}")
+            raise UserError(f"max_tokens must be at least 0, got {self.max_tokens}")
         if self.seq_len < 1 or self.batch_tokens < self.seq_len:
-            raise ValueError(
+            raise UserError(
                 f"eval batch_tokens must be at least seq_len >= 1, got {self.batch_tokens} and {self.seq_len}"
             )
 
@@ -425,7 +434,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.steps < 0 or not 0 <= self.seconds < inf or not (self.steps or self.seconds):
-            raise ValueError(f"a budget needs steps or seconds above 0, got {self.steps} and {self.seconds}")
+            raise UserError(f"a budget needs steps or seconds above 0, got {self.steps} and {self.seconds}")
 
     def progress(self, step: int, elapsed_seconds: float) -> float:
         """Fraction of the run that is over, in [0, 1]: the larger of the two shares."""
@@ -447,4 +456,4 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}")
+            raise UserError(f"seed must be in [0, 2**31), got {self.seed}")

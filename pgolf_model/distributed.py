@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pgolf_model.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistEnv:
@@ -45,9 +47,7 @@ def dist_env_from_environ() -> DistEnv:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_gpus and local_rank >= num_gpus:
-        raise ValueError(
-            f"nproc_per_node must be at most the number of GPUs, got local rank {local_rank} of {num_gpus}"
-        )
+        raise UserError(f"nproc_per_node must be at most the number of GPUs, got local rank {local_rank} of {num_gpus}")
     return DistEnv(
         rank=int(os.environ.get("RANK", "0")),
         local_rank=local_rank,

@@ -15,6 +15,7 @@ from pgolf_model.config import EvalConfig, ModelConfig
 from pgolf_model.data.batches import ByteTable, byte_table, check_token_range, count_bytes, validation_tokens
 from pgolf_model.data.shards import shard_paths
 from pgolf_model.distributed import DistEnv, all_reduce_sum
+from pgolf_model.errors import UserError
 from pgolf_model.model.gpt import GPT
 from pgolf_model.quant.quantize import dequantize_state
 
@@ -57,13 +58,15 @@ def score(
         table: on the CPU.
         precision: of matrix products; bfloat16 on CUDA and float32 on the CPU by default.
     Raises:
-        ValueError: less than one window, no bytes, or a loss that is not finite.
+        UserError: less than one window, no bytes, or a loss that is not finite.
     """
     started = time.perf_counter()
     seq_len = eval_config.seq_len
     num_windows = (len(tokens) - 1) // seq_len
     if num_windows < 1:
-        raise ValueError(f"scoring needs at least seq_len + 1 = {seq_len + 1} tokens, got {len(tokens)}; add shards")
+        raise UserError(
+            f"scoring needs at least seq_len + 1 = {seq_len + 1} tokens, got {len(tokens)}", hint="add shards"
+        )
     first, last = (num_windows * rank // env.world_size for rank in (env.rank, env.rank + 1))
     step = eval_config.batch_tokens // seq_len
     low_precision = (precision or ("bfloat16" if env.is_cuda else "float32")) == "bfloat16"
@@ -82,9 +85,13 @@ def score(
         total_nats, total_bytes = all_reduce_sum(totals, env).tolist()
     num_tokens = num_windows * seq_len
     if not math.isfinite(total_nats):
-        raise ValueError(f"the validation loss is not finite: {total_nats}; training diverged, lower the learning rate")
+        raise UserError(
+            f"the validation loss is not finite: {total_nats}", hint="training diverged: lower the learning rate"
+        )
     if not total_bytes:
-        raise ValueError("the validation tokens stand for no bytes of text; the tokenizer does not match the shards")
+        raise UserError(
+            "the validation tokens stand for no bytes of text", hint="the tokenizer does not match the shards"
+        )
     return Score(
         val_bpb=total_nats / math.log(2) / total_bytes,
         val_loss=total_nats / num_tokens,
@@ -112,7 +119,7 @@ def validation_set(
     Returns:
         (num_windows * seq_len + 1,) tokens and the table, on the CPU.
     Raises:
-        ValueError: no or bad shards, or a tokenizer that does not fit `vocab_size`.
+        UserError: no or bad shards, or a tokenizer that does not fit `vocab_size`.
     """
     table = byte_table(tokenizer, vocab_size)
     tokens = validation_tokens(shard_paths(val, "val"), seq_len)
@@ -131,7 +138,7 @@ def evaluate_artifact(
         val: dataset directory, glob or one shard; tokenizer: path of the SentencePiece model the shards were made with.
         max_tokens: as in `validation_set`.
     Raises:
-        ValueError: a damaged artifact, missing shards, or a vocabulary that does not fit the model's.
+        UserError: a damaged artifact, missing shards, or a vocabulary that does not fit the model's.
     """
     started = time.perf_counter()
     unpacked = unpack_model(artifact)

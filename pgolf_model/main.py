@@ -22,6 +22,7 @@ from pgolf_model.config import RunConfig
 from pgolf_model.data.batches import ByteTable
 from pgolf_model.data.shards import shard_paths
 from pgolf_model.distributed import DistEnv, dist_env_from_environ, process_group
+from pgolf_model.errors import UserError
 from pgolf_model.evaluate import Score, evaluate_artifact, score, validation_set
 from pgolf_model.model.gpt import GPT
 from pgolf_model.shapes import num_params
@@ -60,7 +61,10 @@ def main(config: RunConfig, argv: list[str] | None = None) -> int:
                 _quantize(config, options, env)
             else:
                 _train_and_score(replace(config, seed=options.seed), options, env)
-    except (ValueError, OSError) as error:
+    except UserError as error:
+        print(error.lines(), file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -185,7 +189,7 @@ def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEn
                 code_bytes=code_bytes,
             )
             quantize_seconds = time.perf_counter() - packing
-        except ValueError as error:
+        except UserError as error:
             problem = str(error)
     if problem:
         _log(env, f"diverged: {problem}")

@@ -9,6 +9,8 @@ from typing import NoReturn
 
 import click
 
+from pgolf_model.errors import UserError
+
 COMMANDS = {
     "data": "Build, fetch and check token shards.",
     "size": "Predict an artifact's bytes before training.",
@@ -61,7 +63,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: bad input is one clear message and exit 1, never a traceback."""
+    """Entry point: what the user can mend is one clear message, a fault of ours is a traceback."""
     try:
         code = cli.main(standalone_mode=False)  # what ctx.exit() said, or what the command returned
     except click.Abort:
@@ -69,20 +71,20 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         raise SystemExit(error.exit_code) from None
-    except ValueError as error:
-        _fail(str(error))
+    except UserError as error:
+        _fail(error)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            _fail(f"no space left on the device ({error.filename or 'while writing'}); free some and run it again")
-        _fail(str(error))
+            place = error.filename or "while writing"
+            _fail(UserError(f"no space left on the device ({place})", hint="free some and run it again"))
+        _fail(UserError(str(error)))
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> NoReturn:
-    """Print what is wrong and, on a line of its own, what to do: the clause after the last semicolon."""
-    what, _, fix = message.rpartition("; ")
-    print(f"error: {what or fix}" + (f"\nhint: {fix}" if what else ""), file=sys.stderr)
-    raise SystemExit(1)
+def _fail(error: UserError) -> NoReturn:
+    """Print what is wrong and, on a line of its own, what to do."""
+    print(error.lines(), file=sys.stderr)
+    raise SystemExit(error.exit_code)
 
 
 if __name__ == "__main__":

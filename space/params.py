@@ -11,13 +11,13 @@ samplers work without this package knowing Optuna:
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pgolf_model.config import RunConfig
+from pgolf_model.errors import UserError, unknown
 
 if TYPE_CHECKING:  # only its name: `pgolf size` and `--help` start 0.1 s sooner without it
     import numpy as np
@@ -67,9 +67,9 @@ class FloatParam(BaseParam):
         _check_range(self.name, self.low, self.high, log=self.log)
 
     def check(self, value: Scalar) -> None:
-        """Raise ValueError unless `value` is one of this parameter's."""
+        """Raise UserError unless `value` is one of this parameter's."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
-            raise ValueError(f"{self.name} must be a number in [{self.low:g}, {self.high:g}], got {value!r}")
+            raise UserError(f"{self.name} must be a number in [{self.low:g}, {self.high:g}], got {value!r}")
 
     def draw(self, rng: np.random.Generator) -> float:
         """A uniform value (log-uniform with `log`)."""
@@ -91,18 +91,18 @@ class IntParam(BaseParam):
     def __post_init__(self) -> None:
         _check_range(self.name, self.low, self.high, log=self.log)
         if self.step < 1 or (self.high - self.low) % self.step:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: high must be low plus a multiple of step, got [{self.low}, {self.high}] by {self.step}"
             )
         if self.log and self.step != 1:
-            raise ValueError(f"{self.name}: a log range needs step 1, got {self.step}")
+            raise UserError(f"{self.name}: a log range needs step 1, got {self.step}")
 
     def check(self, value: Scalar) -> None:
-        """Raise ValueError unless `value` is one of this parameter's."""
+        """Raise UserError unless `value` is one of this parameter's."""
         is_int = isinstance(value, int) and not isinstance(value, bool)
         if not is_int or not self.low <= int(value) <= self.high or (int(value) - self.low) % self.step:
             by = f" in steps of {self.step}" if self.step > 1 else ""
-            raise ValueError(f"{self.name} must be a whole number in [{self.low}, {self.high}]{by}, got {value!r}")
+            raise UserError(f"{self.name} must be a whole number in [{self.low}, {self.high}]{by}, got {value!r}")
 
     def draw(self, rng: np.random.Generator) -> int:
         """A uniform value (log-uniform with `log`: each integer owns the half-open interval around it)."""
@@ -120,12 +120,12 @@ class ChoiceParam(BaseParam):
 
     def __post_init__(self) -> None:
         if not self.options or len({(type(o), o) for o in self.options}) != len(self.options):
-            raise ValueError(f"{self.name}: options must be distinct and not empty, got {self.options}")
+            raise UserError(f"{self.name}: options must be distinct and not empty, got {self.options}")
 
     def check(self, value: Scalar) -> None:
-        """Raise ValueError unless `value` is one of this parameter's (True is not 1 here)."""
+        """Raise UserError unless `value` is one of this parameter's (True is not 1 here)."""
         if not any(type(value) is type(option) and value == option for option in self.options):
-            raise ValueError(f"{self.name} must be one of {', '.join(map(repr, self.options))}, got {value!r}")
+            raise UserError(f"{self.name} must be one of {', '.join(map(repr, self.options))}, got {value!r}")
 
     def draw(self, rng: np.random.Generator) -> Scalar:
         """A uniform option."""
@@ -161,28 +161,29 @@ class Space:
         earlier: set[str] = set()
         for param in self.params:
             if param.name in earlier:
-                raise ValueError(f"space {self.name!r} has two parameters called {param.name!r}")
+                raise UserError(f"space {self.name!r} has two parameters called {param.name!r}")
             if param.when is not None and param.when.parent not in earlier:
-                raise ValueError(f"{param.name!r} must come after {param.when.parent!r}, on which it depends")
+                raise UserError(f"{param.name!r} must come after {param.when.parent!r}, on which it depends")
             earlier.add(param.name)
 
     def validate(self, values: Mapping[str, Scalar]) -> None:
-        """Raise ValueError, naming the parameter, unless `values` is a complete point of this space."""
+        """Raise UserError, naming the parameter, unless `values` is a complete point of this space."""
         known = {param.name: param for param in self.params}
         for name in values:
             if name not in known:
-                raise ValueError(unknown(f"parameter of space {self.name!r}", name, known))
+                raise unknown(f"parameter of space {self.name!r}", name, known)
         for param in self.params:
             if not param.active(values):
                 if param.name in values:
                     assert param.when is not None  # an unconditional parameter is always active
                     allowed = " or ".join(map(repr, param.when.values))
-                    raise ValueError(
+                    raise UserError(
                         f"{param.name} is only for {param.when.parent} = {allowed}, got it with "
-                        f"{values.get(param.when.parent)!r}; leave it out"
+                        f"{values.get(param.when.parent)!r}",
+                        hint="leave it out",
                     )
             elif param.name not in values:
-                raise ValueError(f"space {self.name!r} needs a value for {param.name!r}")
+                raise UserError(f"space {self.name!r} needs a value for {param.name!r}")
             else:
                 param.check(values[param.name])
 
@@ -192,7 +193,7 @@ class Space:
         Args:
             vocab_size: of the study's tokenizer: the data fixes it, so it is no parameter.
         Raises:
-            ValueError: `values` is not a complete point of this space.
+            UserError: `values` is not a complete point of this space.
         """
         self.validate(values)
         return self.make_config(values, vocab_size)
@@ -209,20 +210,13 @@ class Space:
 def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     """`table[name]`, or ValueError with the nearest known name. `kind` says what the table holds."""
     if name not in table:
-        raise ValueError(unknown(kind, name, table))
+        raise unknown(kind, name, table)
     return table[name]
 
 
-def unknown(kind: str, name: str, known: Mapping[str, object]) -> str:
-    """The message for a name that does not exist: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return f"unknown {kind}: {name!r}; {hint}"
-
-
 def _check_range(name: str, low: float, high: float, *, log: bool) -> None:
-    """Raise ValueError unless low < high are finite, and above 0 for a log scale."""
+    """Raise UserError unless low < high are finite, and above 0 for a log scale."""
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"{name}: low must be below high, got [{low}, {high}]")
+        raise UserError(f"{name}: low must be below high, got [{low}, {high}]")
     if log and low <= 0:
-        raise ValueError(f"{name}: a log range must start above 0, got {low}")
+        raise UserError(f"{name}: a log range must start above 0, got {low}")

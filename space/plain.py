@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pgolf_model.errors import UserError, unknown
 
 T = TypeVar("T")
 
@@ -29,23 +30,23 @@ def from_plain(cls: type[T], data: Any, *, where: str = "") -> T:
     Args:
         where: what to call `data` in messages, such as "study.toml [rungs.0]".
     Raises:
-        ValueError: an unknown key (with the nearest known one), a missing key, or a value of the wrong type.
+        UserError: an unknown key (with the nearest known one), a missing key, or a value of the wrong type.
     """
     where = where or cls.__name__
     if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: expected a table, got {data!r}")
+        raise UserError(f"{where}: expected a table, got {data!r}")
     hints = _hints(cls)  # type: ignore[arg-type]  # classes are hashable
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     refuse_unknown(data, known, where=where)
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}  # type: ignore[arg-type]
     missing = sorted(required - set(data))
     if missing:
-        raise ValueError(f"{where}: missing key: {', '.join(missing)}")
+        raise UserError(f"{where}: missing key: {', '.join(missing)}")
     values = {key: _convert(hints[key], item, where=f"{where}.{key}") for key, item in data.items()}
     try:
         return cls(**values)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    except UserError as error:
+        raise error.at(where) from None
 
 
 @cache
@@ -55,12 +56,10 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def refuse_unknown(data: Mapping[str, Any], known: list[str], *, where: str) -> None:
-    """Raise ValueError for the first key of `data` that is not in `known`, naming the nearest known one."""
+    """Raise UserError for the first key of `data` that is not in `known`, naming the nearest known one."""
     for key in data:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-            raise ValueError(f"{where}: unknown key {key!r}{hint}")
+            raise unknown("key", str(key), known).at(where)
 
 
 def _convert(hint: Any, value: Any, *, where: str) -> Any:
@@ -71,35 +70,35 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
     if origin in (Union, UnionType):
         if value is None and type(None) in args:
             return None
-        errors = []
+        errors: list[UserError] = []
         for option in (a for a in args if a is not type(None)):
             try:
                 return _convert(option, value, where=where)
-            except ValueError as error:
-                errors.append(str(error))
-        raise ValueError(errors[0])
+            except UserError as error:
+                errors.append(error)
+        raise errors[0]
     if origin is Literal:
         if value not in args:
-            raise ValueError(f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r}")
+            raise UserError(f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where}: expected a list, got {value!r}")
+            raise UserError(f"{where}: expected a list, got {value!r}")
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_convert(args[0], item, where=f"{where}[{i}]") for i, item in enumerate(value))
         if len(args) != len(value):
-            raise ValueError(f"{where}: expected {len(args)} items, got {len(value)}")
+            raise UserError(f"{where}: expected {len(args)} items, got {len(value)}")
         return tuple(
             _convert(a, item, where=f"{where}[{i}]") for i, (a, item) in enumerate(zip(args, value, strict=True))
         )
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where}: expected a table, got {value!r}")
+            raise UserError(f"{where}: expected a table, got {value!r}")
         return {_convert(args[0], k, where=where): _convert(args[1], v, where=f"{where}.{k}") for k, v in value.items()}
     if is_dataclass(hint):
         return from_plain(hint, value, where=where)  # type: ignore[arg-type]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
-        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
+        raise UserError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value

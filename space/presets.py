@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pgolf_model.config import RunConfig
-from space.params import look_up, unknown
+from pgolf_model.errors import UserError, unknown
+from space.params import look_up
 from space.plain import from_plain, refuse_unknown, to_plain
 from space.records import (
     baseline_2026_03_17,
@@ -48,7 +49,7 @@ def preset(name: str) -> RunConfig:
     """The configuration called `name`.
 
     Raises:
-        ValueError: there is none; suggests the nearest name.
+        UserError: there is none; suggests the nearest name.
     """
     return look_up("preset", name, PRESETS)()
 
@@ -60,7 +61,7 @@ def load_config(name_or_path: str) -> RunConfig:
     RunConfig's defaults.
 
     Raises:
-        ValueError: no such preset or file, not TOML, an unknown key (with a suggestion) or an impossible
+        UserError: no such preset or file, not TOML, an unknown key (with a suggestion) or an impossible
             configuration; names the file.
     """
     if name_or_path in PRESETS:
@@ -68,12 +69,12 @@ def load_config(name_or_path: str) -> RunConfig:
     path = Path(name_or_path)
     if not path.is_file():
         if path.suffix == ".toml":
-            raise ValueError(f"there is no file {name_or_path}")
-        raise ValueError(unknown("preset", name_or_path, PRESETS) + "; a file must end in .toml or exist")
+            raise UserError(f"there is no file {name_or_path}")
+        raise unknown("preset", name_or_path, PRESETS)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not TOML: {error}") from None
+        raise UserError(f"{path}: not TOML: {error}") from None
     return config_from_tables(data, where=str(path))
 
 
@@ -82,15 +83,15 @@ def config_from_tables(data: Mapping[str, Any], *, where: str) -> RunConfig:
     refuse_unknown(data, ["preset", "seed", *SECTIONS], where=where)
     name = data.get("preset")
     if name is not None and not isinstance(name, str):
-        raise ValueError(f"{where}: preset must be a name, got {name!r}")
+        raise UserError(f"{where}: preset must be a name, got {name!r}")
     try:
         merged = to_plain(preset(name) if name is not None else RunConfig())
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    except UserError as error:
+        raise error.at(where) from None
     for section in SECTIONS:
         table = data.get(section, {})
         if not isinstance(table, Mapping):
-            raise ValueError(f"{where}: expected a table [{section}], got {table!r}")
+            raise UserError(f"{where}: expected a table [{section}], got {table!r}")
         merged[section] |= table
     merged["seed"] = data.get("seed", merged["seed"])
     return from_plain(RunConfig, merged, where=where)

@@ -274,6 +274,6 @@ def named_space(name: str) -> Space:
     """The space called `name`.
 
     Raises:
-        ValueError: there is none; suggests the nearest name.
+        UserError: there is none; suggests the nearest name.
     """
     return look_up("space", name, SPACES)()

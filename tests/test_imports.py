@@ -13,7 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pgolf_model", "space", "trials", "search")  # each may import itself and those before it
-LIGHT = ("pgolf_model.config", "pgolf_model.shapes", "pgolf_model.train.schedule")  # standard library only
+LIGHT = (
+    "pgolf_model.errors",
+    "pgolf_model.config",
+    "pgolf_model.shapes",
+    "pgolf_model.train.schedule",
+)  # standard library only
 THIRD_PARTY = {  # what each package may import besides the standard library, anywhere
     "pgolf_model": {"torch", "numpy", "sentencepiece", "zstandard", "triton", "flash_attn_interface"},
     "space": {"numpy"},

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pgolf_model.errors import UserError
 from space.plain import from_plain, to_plain
 from trials.spec import T
 
@@ -34,12 +35,12 @@ def read_noun(cls: type[T], path: Path) -> T:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is torn or holds something else; names the file.
+        UserError: the file is torn or holds something else; names the file.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not whole JSON ({error}); delete the file to run this trial again") from None
+        raise UserError(f"{path}: not whole JSON ({error})", hint="delete the file to run this trial again") from None
     return from_plain(cls, data, where=str(path))
 
 

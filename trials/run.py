@@ -42,7 +42,7 @@ def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
     Raises:
         CalledOff: the parent process died, or left a stop file. The trial stays unfinished, to be run again.
         OSError: the disk is full. The trial stays unfinished.
-        ValueError: there is no readable spec.
+        UserError: there is no readable spec.
     """
     spec = read_noun(TrialSpec, folder / SPEC_FILE)
     runs: list[SeedRun] = []

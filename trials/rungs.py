@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pgolf_model.config import Budget, RunConfig, TrainConfig
+from pgolf_model.errors import UserError
 
 TOKENS_PER_GPU_SECOND = 1e6  # a 9-layer record on an H100 (atlas: 8.2 M on eight), to compare seconds with steps
 
@@ -37,37 +38,37 @@ class Rung:
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
-            raise ValueError(f"a rung needs a name without '/', got {self.name!r}")
+            raise UserError(f"a rung needs a name without '/', got {self.name!r}")
         Budget(steps=self.steps, seconds=self.seconds)
         if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must be in (0, 1], got {self.keep}")
+            raise UserError(f"keep must be in (0, 1], got {self.keep}")
         if not 0 < self.least_kept <= self.most_kept <= 1:
-            raise ValueError(
+            raise UserError(
                 f"keep_min and keep_max must satisfy 0 < keep_min <= keep_max <= 1, got {self.least_kept:g} and "
                 f"{self.most_kept:g}"
             )
         if not 0 <= self.race_from <= len(self.seeds):
-            raise ValueError(f"race_from must be in [0, {len(self.seeds)}], the number of seeds, got {self.race_from}")
+            raise UserError(f"race_from must be in [0, {len(self.seeds)}], the number of seeds, got {self.race_from}")
         if self.trials < 0 or self.min_promote < 0:
-            raise ValueError(f"trials and min_promote must be at least 0, got {self.trials} and {self.min_promote}")
+            raise UserError(f"trials and min_promote must be at least 0, got {self.trials} and {self.min_promote}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds must be distinct and not empty, got {self.seeds}")
+            raise UserError(f"seeds must be distinct and not empty, got {self.seeds}")
         if not all(0 < share <= 1 for share in self.curve):
-            raise ValueError(f"curve holds shares of the cap, in (0, 1], got {self.curve}")
+            raise UserError(f"curve holds shares of the cap, in (0, 1], got {self.curve}")
         if self.cpus < 0 or self.gpus < 0 or self.processes < 1:
-            raise ValueError(
+            raise UserError(
                 f"resources must not be negative, got {self.cpus} cpus, {self.gpus} gpus, {self.processes} processes"
             )
         if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus above 1 must be whole (Ray refuses fractions there), got {self.gpus}")
+            raise UserError(f"gpus above 1 must be whole (Ray refuses fractions there), got {self.gpus}")
         if 0 < self.gpus < 1 and self.seconds and not self.steps:
-            raise ValueError(
+            raise UserError(
                 f"rung {self.name!r} shares a GPU ({self.gpus}), so its budget must be in steps, not seconds: "
                 "neighbours would change what a second buys"
             )
         gang = self.gpus > 0 and max(self.gpus, self.processes) > 1
         if gang and self.processes != self.gpus:
-            raise ValueError(f"processes must equal gpus when there are several, got {self.processes} and {self.gpus}")
+            raise UserError(f"processes must equal gpus when there are several, got {self.processes} and {self.gpus}")
 
     @property
     def budget(self) -> Budget:

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Literal, TypeVar
 
 from pgolf_model.config import RunConfig
+from pgolf_model.errors import UserError
 from space.params import Scalar
 
 T = TypeVar("T")
@@ -85,9 +86,9 @@ class SeedRun:
     def __post_init__(self) -> None:
         for name in ("val_bpb", "val_loss", "pre_quant_val_bpb"):
             if not isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+                raise UserError(f"{name} must be finite, got {getattr(self, name)}")
         if not all(size > 0 and isfinite(bpb) for size, bpb in self.curve):
-            raise ValueError(f"curve must hold (bytes, finite val_bpb), got {self.curve}")
+            raise UserError(f"curve must hold (bytes, finite val_bpb), got {self.curve}")
 
     @property
     def artifact_bytes(self) -> int:
@@ -110,7 +111,7 @@ class TrialResult:
 
     def __post_init__(self) -> None:
         if self.status == "complete" and not self.runs:
-            raise ValueError("a complete result needs at least one run")
+            raise UserError("a complete result needs at least one run")
 
     @property
     def val_bpb(self) -> float:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pgolf_model.codec.entropy import CodePlane, decode_codes, encode_codes
 from pgolf_model.config import BITS_RANGE, EvalConfig, ModelConfig, code_limit
+from pgolf_model.errors import UserError
 from pgolf_model.quant.lowrank import LowRank
 from pgolf_model.quant.quantize import PackedTensor, QuantizedTensor, check_names
 from pgolf_model.shapes import ParamInfo, param_shapes
@@ -116,21 +117,24 @@ def unpack_model(data: bytes) -> UnpackedModel:
     """
     start = len(MAGIC) + 1
     if data[: len(MAGIC)] != MAGIC:
-        raise ValueError(f"not a pgolf artifact: it starts with {data[: len(MAGIC)]!r}, expected {MAGIC!r}")
+        raise UserError(f"not a pgolf artifact: it starts with {data[: len(MAGIC)]!r}, expected {MAGIC!r}")
     if len(data) < start + DIGEST_BYTES + 2:
-        raise ValueError(f"artifact is damaged: only {len(data)} bytes; train or copy it again")
+        raise UserError(f"artifact is damaged: only {len(data)} bytes", hint="train or copy it again")
     if data[len(MAGIC)] != VERSION:
-        raise ValueError(f"artifact has version {data[len(MAGIC)]}, this code reads version {VERSION}; update pgolf")
+        raise UserError(
+            f"artifact has version {data[len(MAGIC)]}, this code reads version {VERSION}", hint="update pgolf"
+        )
     digest, body = data[start : start + DIGEST_BYTES], memoryview(data)[start + DIGEST_BYTES :]
     if _digest(body) != digest:
-        raise ValueError(
-            f"artifact is damaged: checksum {_digest(body).hex()}, expected {digest.hex()}; train or copy it again"
+        raise UserError(
+            f"artifact is damaged: checksum {_digest(body).hex()}, expected {digest.hex()}",
+            hint="train or copy it again",
         )
     try:
         header, rest = _split_body(body)
         return _unpack_body(header, rest)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"artifact is damaged: {error}; train or copy it again") from None
+        raise UserError(f"artifact is damaged: {error}", hint="train or copy it again") from None
 
 
 def stream_bytes(data: bytes) -> dict[str, int]:

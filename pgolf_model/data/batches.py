@@ -14,6 +14,7 @@ from torch import Tensor
 from pgolf_model.data.bytecount import piece_bytes
 from pgolf_model.data.shards import read_shard
 from pgolf_model.data.windows import window_starts
+from pgolf_model.errors import UserError
 
 
 class TrainingWindows:
@@ -23,7 +24,7 @@ class TrainingWindows:
     When the length of the windows changes, front-to-back loaders go on where they are and the others start a new pass.
 
     Raises:
-        ValueError: a shard is missing or damaged, or all of them hold less than `batch_tokens` and one.
+        UserError: a shard is missing or damaged, or all of them hold less than `batch_tokens` and one.
     """
 
     def __init__(
@@ -39,9 +40,9 @@ class TrainingWindows:
         self.shards = [read_shard(path) for path in paths]
         self.ends = np.cumsum([0, *(len(shard) for shard in self.shards)])
         if self.ends[-1] < batch_tokens + 1:
-            raise ValueError(
-                f"the training shards hold {self.ends[-1]} tokens, one batch needs {batch_tokens + 1}; "
-                f"lower batch_tokens or add shards"
+            raise UserError(
+                f"the training shards hold {self.ends[-1]} tokens, one batch needs {batch_tokens + 1}",
+                hint="lower batch_tokens or add shards",
             )
         self.loader, self.rank, self.world_size = loader, rank, world_size
         self.generator = np.random.default_rng(seed)
@@ -85,25 +86,25 @@ def validation_tokens(paths: Sequence[Path], seq_len: int) -> Tensor:
     uint16 keeps the official 62 M tokens at 124 MB; convert slices with `.to(torch.int64)` where they are used.
 
     Raises:
-        ValueError: the shards hold less than one window.
+        UserError: the shards hold less than one window.
     """
     tokens = np.concatenate([read_shard(path) for path in paths])
     num_windows = (len(tokens) - 1) // seq_len
     if num_windows < 1:
-        raise ValueError(
-            f"the validation shards hold {len(tokens)} tokens, one window needs {seq_len + 1}; "
-            f"lower the evaluation's seq_len or build with a larger --val-fraction"
+        raise UserError(
+            f"the validation shards hold {len(tokens)} tokens, one window needs {seq_len + 1}",
+            hint="lower the evaluation's seq_len or build with a larger --val-fraction",
         )
     return torch.from_numpy(tokens[: num_windows * seq_len + 1])
 
 
 def check_token_range(tokens: Tensor, vocab_size: int, path: object) -> None:
-    """Raise ValueError when a token id has no embedding row; `path` is what to name in the message."""
+    """Raise UserError when a token id has no embedding row; `path` is what to name in the message."""
     widest = int((tokens.to(torch.int32) if tokens.dtype == torch.uint16 else tokens).max())
     if widest >= vocab_size:
-        raise ValueError(
-            f"{path}: token id {widest} does not fit vocab_size {vocab_size}; "
-            f"the shards come from a larger tokenizer: raise vocab_size or build the shards with this tokenizer"
+        raise UserError(
+            f"{path}: token id {widest} does not fit vocab_size {vocab_size}",
+            hint="the shards come from a larger tokenizer: raise vocab_size or build the shards with this tokenizer",
         )
 
 

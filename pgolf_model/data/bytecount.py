@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece
 
+from pgolf_model.errors import UserError
+
 SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 
 
@@ -22,21 +24,21 @@ def piece_bytes(tokenizer_path: str, vocab_size: int) -> PieceBytes:
     """The byte table of a SentencePiece model; ids beyond the tokenizer's are boundaries.
 
     Raises:
-        ValueError: the file is no SentencePiece model, is larger than `vocab_size`, or lacks the bare space
+        UserError: the file is no SentencePiece model, is larger than `vocab_size`, or lacks the bare space
             piece, without which space bytes are miscounted (https://github.com/openai/parameter-golf/issues/897).
     """
     tokenizer = load_tokenizer(tokenizer_path)
     num_pieces = tokenizer.vocab_size()
     if num_pieces > vocab_size:
-        raise ValueError(
-            f"{tokenizer_path}: the tokenizer has {num_pieces} pieces, vocab_size is {vocab_size}; "
-            f"set vocab_size to at least {num_pieces}"
+        raise UserError(
+            f"{tokenizer_path}: the tokenizer has {num_pieces} pieces, vocab_size is {vocab_size}",
+            hint=f"set vocab_size to at least {num_pieces}",
         )
     bare = tokenizer.piece_to_id(SPACE_MARK)
     if tokenizer.is_unknown(bare):
-        raise ValueError(
-            f"{tokenizer_path}: the tokenizer has no bare space piece (U+2581), so bytes would be miscounted; "
-            f"train it with byte_fallback and character coverage that include the space"
+        raise UserError(
+            f"{tokenizer_path}: the tokenizer has no bare space piece (U+2581), so bytes would be miscounted",
+            hint="train it with byte_fallback and character coverage that include the space",
         )
     table = PieceBytes(np.zeros(vocab_size, np.int16), np.zeros(vocab_size, bool), np.ones(vocab_size, bool))
     for token in range(num_pieces):
@@ -53,8 +55,8 @@ def piece_bytes(tokenizer_path: str, vocab_size: int) -> PieceBytes:
 
 
 def load_tokenizer(tokenizer_path: str) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece model from its file; ValueError when there is none."""
+    """A SentencePiece model from its file; UserError when there is none."""
     try:
         return sentencepiece.SentencePieceProcessor(model_file=tokenizer_path)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{tokenizer_path}: not a SentencePiece model ({error}); give a .model file") from None
+        raise UserError(f"{tokenizer_path}: not a SentencePiece model ({error})", hint="give a .model file") from None

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pgolf_model.errors import UserError
+
 SHARD_MAGIC = 20240520
 SHARD_VERSION = 1
 SHARD_HEADER_BYTES = 1024
@@ -22,14 +24,16 @@ def shard_paths(data: str, split: str) -> list[Path]:
         data: a dataset directory, a glob, or a single shard.
         split: "train" or "val"; only a directory needs it.
     Raises:
-        ValueError: nothing matches.
+        UserError: nothing matches.
     """
     pattern = str(Path(glob.escape(data)) / f"fineweb_{split}_*.bin") if Path(data).is_dir() else data
     found = [Path(data)] if Path(data).is_file() else [Path(name) for name in sorted(glob.glob(pattern))]
     shards = [path for path in found if "_bytes_" not in path.name]  # byte sidecars have the shard format too
     if not shards:
         kind = "validation" if split == "val" else "training"
-        raise ValueError(f"no {kind} shards match {pattern}; build them with `pgolf data build` or `pgolf data fetch`")
+        raise UserError(
+            f"no {kind} shards match {pattern}", hint="build them with `pgolf data build` or `pgolf data fetch`"
+        )
     return shards
 
 
@@ -37,22 +41,22 @@ def read_shard(path: Path) -> np.ndarray:
     """Tokens of one shard as a read-only uint16 memory map.
 
     Raises:
-        ValueError: no such file, another format, no tokens, or a size that contradicts the header.
+        UserError: no such file, another format, no tokens, or a size that contradicts the header.
     """
     again = "fetch or build the shard again"
     if not path.is_file():
-        raise ValueError(f"{path}: no such shard; {again}")
+        raise UserError(f"{path}: no such shard", hint=f"{again}")
     size = path.stat().st_size
     if size < SHARD_HEADER_BYTES:
-        raise ValueError(f"{path}: expected a header of {SHARD_HEADER_BYTES} bytes, got {size} bytes; {again}")
+        raise UserError(f"{path}: expected a header of {SHARD_HEADER_BYTES} bytes, got {size} bytes", hint=f"{again}")
     magic, version, num_tokens = (int(word) for word in np.fromfile(path, dtype="<i4", count=3))
     if magic != SHARD_MAGIC:
-        raise ValueError(f"{path}: expected shard magic {SHARD_MAGIC}, got {magic}; {again}")
+        raise UserError(f"{path}: expected shard magic {SHARD_MAGIC}, got {magic}", hint=f"{again}")
     if version != SHARD_VERSION:
-        raise ValueError(f"{path}: expected shard version {SHARD_VERSION}, got {version}; {again}")
+        raise UserError(f"{path}: expected shard version {SHARD_VERSION}, got {version}", hint=f"{again}")
     if num_tokens < 1:
-        raise ValueError(f"{path}: expected at least 1 token, the header says {num_tokens}; {again}")
+        raise UserError(f"{path}: expected at least 1 token, the header says {num_tokens}", hint=f"{again}")
     expected = SHARD_HEADER_BYTES + 2 * num_tokens
     if size != expected:
-        raise ValueError(f"{path}: expected {expected} bytes for {num_tokens} tokens, got {size}; {again}")
+        raise UserError(f"{path}: expected {expected} bytes for {num_tokens} tokens, got {size}", hint=f"{again}")
     return np.memmap(path, dtype="<u2", mode="r", offset=SHARD_HEADER_BYTES, shape=(num_tokens,))

@@ -11,6 +11,8 @@ from math import gcd
 
 import numpy as np
 
+from pgolf_model.errors import UserError
+
 DOCUMENT_START = 1  # BOS, before each document in every official tokenizer
 GOLDEN_SHARE = 0.6180339887  # multiples of it modulo 1 stay as far apart as any number's do
 FIRST_DOCUMENT_SEARCH = 1 << 20  # tokens
@@ -82,5 +84,5 @@ def _packed(shards: list[np.ndarray], seq_len: int, position: int) -> Iterator[i
                 after = int(starts[index]) if index < len(starts) else 3 * seq_len
                 at += seq_len if after - last > seq_len else after
         if not found and not position:
-            raise ValueError(f"no training shard holds a window of {seq_len + 1} tokens; lower seq_len")
+            raise UserError(f"no training shard holds a window of {seq_len + 1} tokens", hint="lower seq_len")
         position = 0

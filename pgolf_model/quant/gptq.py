@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pgolf_model.errors import UserError
 from pgolf_model.quant.trellis import code_bits, search_block
 
 ROW_CHUNK = 512  # rows searched at once on a CPU: survivors stay in its cache
@@ -96,17 +97,17 @@ def feedback_factor(hessian: Tensor, damping: float) -> Tensor:
 
     Columns that saw no input (a zero diagonal even when damped) count 1.
     Raises:
-        ValueError: H is not finite, or not positive definite even when damped.
+        UserError: H is not finite, or not positive definite even when damped.
     """
     hessian = hessian.double()
     if not hessian.isfinite().all():
-        raise ValueError("the calibration inputs hold NaN or infinity; training diverged")
+        raise UserError("the calibration inputs hold NaN or infinity", hint="lower the learning rate")
     diagonal = hessian.diagonal() + damping * hessian.diagonal().mean()
     hessian = hessian.diagonal_scatter(torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)))
     # The Cholesky factor of H turned by 180 degrees, turned back, is upper triangular: H = M M', so U = M^-1.
     lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
     if failed:
-        raise ValueError(f"the Hessian is not positive definite with damping {damping}; use a larger one")
+        raise UserError(f"the Hessian is not positive definite with damping {damping}", hint="use a larger one")
     identity = torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
     factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
     return factor.float()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pgolf_model.config import ModelConfig, QuantConfig, code_limit
+from pgolf_model.errors import UserError
 from pgolf_model.quant.gptq import feedback_factor, gptq, plan_columns
 from pgolf_model.quant.lowrank import LowRank, fit_lowrank, lowrank_values
 from pgolf_model.quant.trellis import code_values
@@ -81,7 +82,7 @@ def row_scales(
         raise ValueError(f"columns must be a multiple of group, got {cols} and {group}")
     weight = weight.detach().float()
     if not weight.isfinite().all():
-        raise ValueError("weights hold NaN or infinity; training diverged, lower the learning rate")
+        raise UserError("weights hold NaN or infinity", hint="lower the learning rate")
     sigma = weight.view(rows, -1, group or cols).square().mean(2).sqrt()
     wide = sigma * clip_sigmas
     if row_factors is not None:
@@ -90,7 +91,10 @@ def row_scales(
         wide = torch.maximum(wide * row_factors[:, None], floor)
     scales = _storable(wide / code_limit(bits) / min(2, states))
     if not scales.isfinite().all():
-        raise ValueError(f"row deviation {sigma.max():.3g} needs a scale above float16's 65504; training diverged")
+        raise UserError(
+            f"row deviation {sigma.max():.3g} needs a scale above float16's 65504",
+            hint="lower the learning rate",
+        )
     if bits > 1:  # a sign has no zero: there an all-zero row keeps the smallest scale
         scales = torch.where(sigma > 0, scales, torch.ones_like(scales))
     return scales if group else scales[:, 0]
@@ -212,8 +216,9 @@ def round_scalars(tensor: Tensor, format: ScalarFormat = "float16") -> Tensor:
         size = _round_half(tensor.abs(), 10 if format == "float16" else int(format[-1]))
         rounded = torch.copysign(size, tensor.half())
     if not rounded.isfinite().all():
-        raise ValueError(
-            f"holds NaN or a value above {format}'s {448 if format == 'e4m3' else 65504}; training diverged"
+        raise UserError(
+            f"holds NaN or a value above {format}'s {448 if format == 'e4m3' else 65504}",
+            hint="lower the learning rate",
         )
     return rounded
 
@@ -234,15 +239,15 @@ def quantize_state(state: Mapping[str, Tensor], model: ModelConfig, quant: Quant
         if info.role == "scalar":
             try:
                 packed[name] = round_scalars(weight).cpu().contiguous()
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+            except UserError as error:
+                raise error.at(name) from None
             continue
         bits = quant.bits(info.role, info.layer, model.num_layers)
         clip_sigmas = quant.clip_sigmas(info.role, info.layer, model.num_layers)
         try:
             codes, scales = quantize_rows(weight, bits=bits, clip_sigmas=clip_sigmas)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        except UserError as error:
+            raise error.at(name) from None
         packed[name] = QuantizedTensor(codes=codes.cpu().contiguous(), scales=scales.cpu().contiguous(), bits=bits)
     return packed
 

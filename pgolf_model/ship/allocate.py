@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pgolf_model.errors import UserError
+
 FILL_TOLERANCE = 0.002  # a filled artifact lies within this share below its target
 FILL_TRIES = 14  # packs per target; three to five are usual
 
@@ -88,7 +90,7 @@ def plan_line(tables: Mapping[str, RateTable]) -> PlanLine:
     names, slopes, owners, ends, gains, coarsest, fewest = tuple(tables), [], [], [], [], [], 0.0
     for i, (name, table) in enumerate(tables.items()):
         if not (np.isfinite(table.bits).all() and np.isfinite(table.errors).all()):
-            raise ValueError(f"{name}: its rates or errors are not finite; training diverged")
+            raise UserError(f"{name}: its rates or errors are not finite", hint="lower the learning rate")
         hull = table.hull()
         gain = np.diff(table.bits[hull])
         slopes.append(-np.diff(table.errors[hull]) / gain)
@@ -168,6 +170,6 @@ def fill(
             share = (aim - fits[1]) / (over[1] - fits[1]) if tries % 3 else 0.5
             position = fits[0] + min(max(share, 0.05), 0.95) * (over[0] - fits[0])
     if best < 0:
-        raise ValueError(f"the smallest artifact is {size} bytes, above the target of {target}; allow fewer bits")
+        raise UserError(f"the smallest artifact is {size} bytes, above the target of {target}", hint="allow fewer bits")
     ended = "within" if best >= floor else "finest" if best_bits >= line.most_bits else "below"
     return Filled(bits=best_bits, size=best, tries=tries, ended=ended)

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from pgolf_model.config import RunConfig
 from pgolf_model.data.shards import read_shard, shard_paths
 from pgolf_model.distributed import DistEnv, all_reduce_sum
+from pgolf_model.errors import UserError
 from pgolf_model.model.gpt import GPT
 from pgolf_model.shapes import param_shapes
 
@@ -166,7 +167,7 @@ def calibration_batches(config: RunConfig, model: GPT, *, data: str, env: DistEn
     """This rank's share of `calibration_tokens`: random windows of the training shards, or text the model writes.
 
     Raises:
-        ValueError: the training shards are missing or too small.
+        UserError: the training shards are missing or too small.
     """
     recipe, wanted = config.train, config.quant.calibration_tokens // env.world_size
     seq_len = recipe.seq_len
@@ -181,7 +182,9 @@ def calibration_batches(config: RunConfig, model: GPT, *, data: str, env: DistEn
     else:
         shards = [shard for shard in map(read_shard, shard_paths(data, "train")) if len(shard) > seq_len]
         if not shards:
-            raise ValueError(f"{data}: no training shard holds the {seq_len + 1} tokens of one sequence; add shards")
+            raise UserError(
+                f"{data}: no training shard holds the {seq_len + 1} tokens of one sequence", hint="add shards"
+            )
         sizes = np.array([len(shard) - seq_len for shard in shards])
         starts = np.random.default_rng([config.seed, env.rank]).integers(sizes.sum(), size=(count, sequences))
         which = np.searchsorted(sizes.cumsum(), starts, side="right")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pgolf_model.config import ModelConfig, RunConfig
 from pgolf_model.distributed import DistEnv, value_of_main
+from pgolf_model.errors import UserError
 from pgolf_model.evaluate import evaluate_artifact
 from pgolf_model.model.gpt import GPT
 from pgolf_model.quant.quantize import check_names
@@ -78,10 +79,10 @@ def write_shipment(
             write_atomically(path, shipment.artifact)
             audit = shipment.audit
             write_atomically(audit_path, json.dumps(audit, indent=1, allow_nan=False).encode() + b"\n")
-        except ValueError as error:
+        except UserError as error:
             problem = str(error)
     if value_of_main(float(bool(problem)), env):  # also a barrier: nobody reads before the file is whole
-        raise ValueError(problem or "rank 0 could not quantize")
+        raise UserError(problem or "rank 0 could not quantize")
     return audit
 
 
@@ -113,7 +114,7 @@ def measure_curve(
             found, _ = evaluate_artifact(
                 artifact, val=scoring.val, tokenizer=scoring.tokenizer, env=env, max_tokens=scoring.max_tokens
             )
-        except ValueError as error:  # no room for the coarsest plan, or a loss that is not finite
+        except UserError as error:  # no room for the coarsest plan, or a loss that is not finite
             points.append({"target_bytes": target, "error": str(error)})
             continue
         points.append(
@@ -166,7 +167,7 @@ def read_checkpoint(path: Path, model: ModelConfig) -> dict[str, Tensor]:
                 if tuple(state[name].shape) != info.shape:
                     raise ValueError(f"{name}: expected shape {info.shape}, got {tuple(state[name].shape)}")
     except (ValueError, BadZipFile, EOFError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this model ({error})") from None
+        raise UserError(f"{path}: not a checkpoint of this model ({error})") from None
     return state
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from pgolf_model.codec.pack import PackCache, pack_model, stream_bytes
 from pgolf_model.config import EvalConfig, RunConfig, code_limit
 from pgolf_model.distributed import DistEnv
+from pgolf_model.errors import UserError
 from pgolf_model.model.gpt import GPT
 from pgolf_model.quant.gptq import feedback_factor, hessian_error, plan_columns
 from pgolf_model.quant.quantize import (
@@ -111,8 +112,8 @@ class QuantBench:
                 try:
                     narrow = config.quant.scalar_format == "fp8"
                     self.scalars[name] = round_scalars(weight, "e4m3" if narrow else "float16").cpu().contiguous()
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from None
+                except UserError as error:
+                    raise error.at(name) from None
             else:
                 self.cache[name] = {}
 
@@ -254,8 +255,8 @@ class QuantBench:
                         rank=min(quant.lowrank_rank, *weight.shape) if key[1] else 0,
                         rank_bits=LOWRANK_BITS,
                     )
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+            except UserError as error:
+                raise error.at(name) from None
             low, plan = item.lowrank, item.columns
             kept[key] = replace(
                 item,
@@ -339,13 +340,13 @@ def ship(bench: QuantBench, *, target_bytes: int, code_bytes: int) -> Shipment:
                         name: choice.safer() if bench.shapes[name].role == worst else choice
                         for name, choice in plan.items()
                     }
-            except ValueError as error:  # the target has no room for it
+            except UserError as error:  # the target has no room for it
                 rollback |= {"done": False, "why": str(error)}
                 bench.corrected = corrected
                 break
     artifact = bench.artifact(plan)
     if target_bytes and len(artifact) + code_bytes > target_bytes:
-        raise ValueError(f"packed {len(artifact) + code_bytes} bytes of code and model, the target is {target_bytes}")
+        raise UserError(f"packed {len(artifact) + code_bytes} bytes of code and model, the target is {target_bytes}")
     audit = _audit(bench, plan, artifact, code_bytes=code_bytes, target_bytes=target_bytes)
     audit |= {
         "fill": None if filled is None else {"ended": filled.ended, "packs": filled.tries},
@@ -390,7 +391,7 @@ def _fitting_plan(
                 target=int(target_bytes * (1 - FILL_TOLERANCE / 4)),
                 guess=guess,
             )
-        except ValueError:
+        except UserError:
             break
         guess, packs = found.bits, packs + 1
         size = size_of(guess)

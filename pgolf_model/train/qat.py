@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pgolf_model.config import QuantConfig
+from pgolf_model.errors import UserError
 from pgolf_model.model.gpt import GPT
 from pgolf_model.quant.quantize import dequantize_rows, quantize_rows
 from pgolf_model.shapes import param_shapes
@@ -30,7 +31,7 @@ def rounded_like_shipped(weight: Tensor, role: str, layer: int, *, num_layers: i
     try:
         rounded = dequantize_rows(*quantize_rows(weight.reshape(-1, group), bits=bits, clip_sigmas=clip_sigmas))
         return rounded.view_as(weight)
-    except ValueError:
+    except UserError:
         return weight
 
 

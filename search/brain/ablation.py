@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import fmean, stdev
 
+from pgolf_model.errors import UserError
 from search.ladder.race import SEEDS, paired_differences
 from search.study.config import StartPoint, StudyConfig
 from search.study.ledger import CONTROL, TrialRecord
@@ -39,7 +40,7 @@ def parse_knobs(space: Space, words: Sequence[str]) -> dict[str, tuple[Scalar, .
     """`("a=1,2", "b=x")` as values of the space's parameters.
 
     Raises:
-        ValueError: no such parameter, or a value it cannot have.
+        UserError: no such parameter, or a value it cannot have.
     """
     known = {param.name: param for param in space.params}
     found: dict[str, tuple[Scalar, ...]] = {}
@@ -48,7 +49,7 @@ def parse_knobs(space: Space, words: Sequence[str]) -> dict[str, tuple[Scalar, .
         param = look_up(f"parameter of space {space.name!r}", name, known)
         values = tuple(parse_value(param, text) for text in texts.split(",") if text)
         if not values:
-            raise ValueError(f"--knob {word!r} names no value; write {name}=VALUE or {name}=VALUE,VALUE")
+            raise UserError(f"--knob {word!r} names no value", hint=f"write {name}=VALUE or {name}=VALUE,VALUE")
         for value in values:
             param.check(value)
         found[name] = (*found.get(name, ()), *values)
@@ -61,23 +62,25 @@ def ablation(
     """The study of the control and its changes at one rung of `study`; the same question gives the same study.
 
     Raises:
-        ValueError: no such rung, more seeds than the fixed list has, a knob that the control does not use, or nothing
+        UserError: no such rung, more seeds than the fixed list has, a knob that the control does not use, or nothing
             that differs from the control.
     """
     place = study.rung(rung) if rung else study.rungs[0]
     if seeds > len(SEEDS):
-        raise ValueError(f"there are {len(SEEDS)} fixed seeds, got --seeds {seeds}; take fewer")
+        raise UserError(f"there are {len(SEEDS)} fixed seeds, got --seeds {seeds}", hint="take fewer")
     points: dict[object, StartPoint] = {}
     control = dict(space.control)
     for name, values in knobs.items():
         if name not in control:
-            raise ValueError(f"{name} is not active in the control of space {space.name!r}; change what it depends on")
+            raise UserError(
+                f"{name} is not active in the control of space {space.name!r}", hint="change what it depends on"
+            )
         for value in values:
             params = complete_point(space.params, {**control, name: value})
             points.setdefault(point_key(space, params), StartPoint(label=f"{name}={value}", params=params))
     points.pop(point_key(space, control), None)
     if not points:
-        raise ValueError(f"every value asked for is the control's own: {control}; ask for others")
+        raise UserError(f"every value asked for is the control's own: {control}", hint="ask for others")
     given = tuple(points.values())
     question = json.dumps([to_plain(place), to_plain(given), seeds], sort_keys=True)
     mark = hashlib.sha256(question.encode()).hexdigest()[:8]

@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from pgolf_model.errors import UserError
 from search.brain.maker import Made, Maker, script_maker
 from search.brain.starting_points import starting_points
 from search.ladder.anomaly import too_good
@@ -73,7 +74,7 @@ class Driver:
             maker: what turns points into trials; by default into scripts that train on the study's data.
             clock: seconds since this launch began; by default the machine's.
         Raises:
-            ValueError: data, space or storage cannot be used, or the study was launched with other settings.
+            UserError: data, space or storage cannot be used, or the study was launched with other settings.
         """
         self.study = study = absolute(study)
         self._maker = maker or script_maker(study)
@@ -111,7 +112,7 @@ class Driver:
         """The next trial to start; its folder is written. An unfinished trial of a killed driver comes first.
 
         Raises:
-            ValueError: `max_infeasible` configurations in a row were forecast over a cap, or a score is too good to
+            UserError: `max_infeasible` configurations in a row were forecast over a cap, or a score is too good to
                 believe and nobody has said what to think of it.
         """
         while True:
@@ -119,7 +120,7 @@ class Driver:
             if trouble and self._in_flight:
                 return Wait()  # let what runs end; its results may still change what is asked
             if trouble:
-                raise ValueError(trouble)
+                raise UserError(trouble)
             chosen = self._unfinished() or self._choose()
             if isinstance(chosen, Done):
                 self._tell_races()
@@ -157,7 +158,7 @@ class Driver:
         """Take in what a person thinks of a score that was too good to believe.
 
         Raises:
-            ValueError: nobody suspects the trial.
+            UserError: nobody suspects the trial.
         """
         give_verdict(self.study, trial_id, word)
         record = read_record(trial_dir(self.study, trial_id))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pgolf_model.config import RunConfig
+from pgolf_model.errors import UserError
 from search.bundle.script import bundle
 from search.corpus.dataset import Dataset, dataset_fingerprint, open_dataset, refuse_incomparable
 from search.study.config import StudyConfig
@@ -59,7 +60,7 @@ class Maker(Protocol):
         """The script of a configuration that was changed after `make`."""
 
     def freeze(self, folder: Path) -> None:
-        """Remember in the study's folder what trials rest on, or raise ValueError when that has changed."""
+        """Remember in the study's folder what trials rest on, or raise UserError when that has changed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,18 +115,19 @@ class ScriptMaker:
     def freeze(self, folder: Path) -> None:
         """Remember which data the study is about, or refuse when a dataset folder holds other data by now."""
         if (folder / WORLD_FILE).exists():
-            raise ValueError(
-                f"the study in {folder} is a simulation; go on with it by --simulate FILE.py, the file named in its "
-                f"{WORLD_FILE}"
+            raise UserError(
+                f"the study in {folder} is a simulation",
+                hint=(f"go on with it by --simulate FILE.py, the file named in its {WORLD_FILE}"),
             )
         path = folder / DATASETS_FILE
         now = {str(d.folder): dataset_fingerprint(d.manifest) for d in self.datasets.values()}
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
         for name, fingerprint in now.items():
             if known.get(name) != fingerprint:
-                raise ValueError(
+                raise UserError(
                     f"the dataset in {name} is not the one study {self.study!r} was launched on, so its scores would "
-                    "not be comparable; put the old data back or start a study under another name"
+                    "not be comparable",
+                    hint="put the old data back or start a study under another name",
                 )
         write_json(path, now)
 
@@ -134,7 +136,7 @@ def script_maker(study: StudyConfig) -> ScriptMaker:
     """The maker of a study whose trials train.
 
     Raises:
-        ValueError: a dataset is missing, damaged, or not comparable with the others, or there is no such space.
+        UserError: a dataset is missing, damaged, or not comparable with the others, or there is no such space.
     """
     datasets = {name: open_dataset(name) for name in study.data}
     refuse_incomparable(list(datasets.values()))

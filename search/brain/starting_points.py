@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from pgolf_model.errors import UserError
 from search.study.config import StartPoint, StudyConfig, load_study
 from search.study.ledger import CONTROL, read_records
 from space.params import Scalar, Space
@@ -49,7 +50,7 @@ def _all_points(study: StudyConfig, space: Space) -> Iterator[StartPoint]:
         rows = _table(Path(source), space) if source.endswith(".csv") else _study(source)
         known = [point for point in rows if _valid(space, point, source)]
         if not known:
-            raise ValueError(f"warm_from {source!r} has no complete point of space {space.name!r}; leave it out")
+            raise UserError(f"warm_from {source!r} has no complete point of space {space.name!r}", hint="leave it out")
         yield from known[: study.warm_top]
 
 
@@ -67,7 +68,7 @@ def _study(source: str) -> list[StartPoint]:
 def _table(path: Path, space: Space) -> list[StartPoint]:
     """The rows of a CSV with a column per parameter, best score first where it has a column of scores."""
     if not path.is_file():
-        raise ValueError(f"warm_from: there is no file {path}")
+        raise UserError(f"warm_from: there is no file {path}")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     column = next((c for c in SCORE_COLUMNS if rows and c in rows[0]), None)
@@ -89,7 +90,7 @@ def _table(path: Path, space: Space) -> list[StartPoint]:
 def _valid(space: Space, point: StartPoint, source: str) -> bool:
     try:
         space.validate(point.params)
-    except ValueError as problem:
+    except UserError as problem:
         log.info("%s: %s is no point of space %s: %s", source, point.label, space.name, problem)
         return False
     return True

@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 
 from pgolf_model.config import RunConfig
+from pgolf_model.errors import UserError
 from search.bundle.join import PACKAGE, Module, format_imports, join_modules
 from search.bundle.minify import minify
 
@@ -59,7 +60,7 @@ def bundle(config: RunConfig) -> bytes:
     """The self-extracting `train_gpt.py` of a config: the same bytes every time under one Python version.
 
     Raises:
-        ValueError: the package breaks a bundling rule (DESIGN section 5); names the module and the name.
+        UserError: the package breaks a bundling rule (DESIGN section 5); names the module and the name.
     """
     return _packed_package() + _TAIL.format(config=compact_repr(config)).encode()
 
@@ -93,7 +94,7 @@ def unpack_script(script: bytes) -> str:
     """The Python source that a script really runs: the unpacked body and its config, or the script itself.
 
     Raises:
-        ValueError: it looks packed and does not unpack, or is not UTF-8.
+        UserError: it looks packed and does not unpack, or is not UTF-8.
     """
     packed = _PACKED.search(script)
     try:
@@ -103,19 +104,19 @@ def unpack_script(script: bytes) -> str:
         tail = script[script.index(b"\nCONFIG=") + 1 :]
         return raw.decode() + tail.decode()
     except (ValueError, lzma.LZMAError) as error:
-        raise ValueError(f"the script does not unpack: {error}") from None
+        raise UserError(f"the script does not unpack: {error}") from None
 
 
 def foreign_imports(source: str, allowed: Iterable[str] = ALLOWED_PACKAGES) -> list[str]:
     """Packages that `source` imports anywhere and that are neither standard library nor `allowed`, sorted.
 
     Raises:
-        ValueError: it is not Python.
+        UserError: it is not Python.
     """
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise ValueError(f"the script is not Python: {error}") from None
+        raise UserError(f"the script is not Python: {error}") from None
     roots = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from pgolf_model.errors import UserError
+
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
@@ -31,9 +33,9 @@ def evaluate(source: Path, val: str, tokenizer: Path, max_tokens: int, as_json: 
 
     click.echo(f"scoring {source} on {val}", err=True)
     if not source.exists():
-        raise ValueError(f"{source}: no such artifact or submission folder")
+        raise UserError(f"{source}: no such artifact or submission folder")
     if not tokenizer.is_file():
-        raise ValueError(f"{tokenizer}: no such tokenizer")
+        raise UserError(f"{tokenizer}: no such tokenizer")
     refuse_foreign_tokenizer(val, tokenizer)
     if source.is_dir():
         found = run_submission(source, val=val, tokenizer=tokenizer, max_tokens=max_tokens)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from pgolf_model.errors import UserError
+
 
 @click.command()
 @click.argument("study")
@@ -37,15 +39,16 @@ def export(
     if trial_id is None:
         record = best_record(config, records)
         if record is None:
-            raise ValueError(
+            raise UserError(
                 f"study {config.name!r} has no complete trial within its caps yet ({len(records)} trials in "
-                f"{config.dir}); run it first: pgolf search {study}"
+                f"{config.dir})",
+                hint=f"run it first: pgolf search {study}",
             )
     else:
         by_id = {r.spec.trial_id: r for r in records}
         if trial_id not in by_id:
             known = ", ".join(sorted(by_id)[-5:]) or "none"
-            raise ValueError(f"study {config.name!r} has no trial {trial_id!r}; the last ones are: {known}")
+            raise UserError(f"study {config.name!r} has no trial {trial_id!r}", hint=f"the last ones are: {known}")
         record = by_id[trial_id]
     click.echo(f"exporting trial {record.spec.trial_id} of study {config.name} to {out}", err=True)
     credits = Credits(author=author, github_id=github_id, name=name, blurb=blurb)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgolf_model.errors import UserError
 from search.submission.checkpoint import changed, find_source
+from search.submission.child import last_words
 
 if TYPE_CHECKING:
     pass
@@ -52,7 +54,7 @@ def quantize(
     source = find_source(checkpoint)
     data, tokenizer = data or source.data, tokenizer or ("" if data else source.tokenizer)
     if not data:
-        raise ValueError(f"{checkpoint}: it is not known which dataset this was trained on; give --data DIR")
+        raise UserError(f"{checkpoint}: it is not known which dataset this was trained on", hint="give --data DIR")
     with tempfile.TemporaryDirectory() as folder:
         script = source.script
         if script is None or changes:
@@ -67,8 +69,7 @@ def quantize(
         click.echo(f"packing {source.checkpoint}", err=True)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ValueError(words[-1].removeprefix("error: "))
+        raise last_words(done)
     report = json.loads(done.stdout)
     for point in report["points"]:
         if out and "error" not in point:
@@ -78,7 +79,7 @@ def quantize(
     else:
         _print_table(report)
     if all("error" in point for point in report["points"]):
-        raise ValueError(report["points"][0]["error"])
+        raise UserError(report["points"][0]["error"])
 
 
 def _print_table(report: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from pgolf_model.errors import UserError
 from search.launch import run_study
 
 if TYPE_CHECKING:
@@ -104,11 +105,16 @@ def _best(config: StudyConfig, driver: Driver) -> TrialRecord:
     how = f"stopped early, {driver.why_done}" if driver.why_done else "is complete"
     if best is None or best.result is None:
         if driver.why_done:
-            raise ValueError(
-                f"study {config.name} {how}, and none of its {len(driver.records)} trials is feasible; raise what the "
-                "study may spend ([budget], printed by --dry-run) or lower its rungs' timeouts, then run it again"
+            raise UserError(
+                f"study {config.name} {how}, and none of its {len(driver.records)} trials is feasible",
+                hint=(
+                    "raise what the "
+                    "study may spend ([budget], printed by --dry-run) or lower its rungs' timeouts, then run it again"
+                ),
             )
-        raise ValueError(f"study {config.name} is complete, no trial is feasible; see why: pgolf status {config.dir}")
+        raise UserError(
+            f"study {config.name} is complete, no trial is feasible", hint=f"see why: pgolf status {config.dir}"
+        )
     lines = [
         f"study {config.name} {how}: best {best.spec.trial_id}, val_bpb {best.result.val_bpb:.4f}, "
         f"{best.result.artifact_bytes:,} bytes",

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pgolf_model.data.bytecount import load_tokenizer, piece_bytes
+from pgolf_model.errors import UserError
 from search.corpus.documents import Corpus, batches
 from search.corpus.manifest import (
     MANIFEST_FILE,
@@ -75,10 +76,10 @@ def build(
         val_fraction: share of documents, chosen by their hash, that validate; 0 and 1 give one split only.
         val_corpus: documents that validate, instead of a share; exact copies of them are kept out of training.
     Raises:
-        ValueError: bad documents, an unsound tokenizer, an empty split, a full disk, or `out` holds something else.
+        UserError: bad documents, an unsound tokenizer, an empty split, a full disk, or `out` holds something else.
     """
     if not 0 <= val_fraction <= 1:
-        raise ValueError(f"val_fraction must be in [0, 1], got {val_fraction}")
+        raise UserError(f"val_fraction must be in [0, 1], got {val_fraction}")
     sides = _Sides(corpus, val_fraction, val_corpus)
     recipe = _recipe(sides, tokenizer, vocab_size, normalization, shard_tokens)
     there = _already_built(out, recipe)
@@ -149,7 +150,7 @@ def _write_shards(sides_of: _Sides, folder: Path, model: Path, shard_tokens: int
     tokenizer = load_tokenizer(str(model))
     bos = tokenizer.bos_id()
     if bos < 0 or tokenizer.vocab_size() > 65_536:
-        raise ValueError(
+        raise UserError(
             f"{model.name}: a tokenizer needs a BOS piece and at most 65536 pieces (shards are uint16), "
             f"got BOS id {bos} and {tokenizer.vocab_size()} pieces"
         )
@@ -209,9 +210,10 @@ def _refuse_empty_splits(counts: dict[Split, SplitInfo], sides_of: _Sides) -> No
     for side, part in wanted:
         if part > 0 and not counts[side].num_docs:
             total = counts["train"].num_docs + counts["val"].num_docs
-            raise ValueError(
+            raise UserError(
                 f"{sides_of.corpus.source}: none of {total} documents fell into the {side} split at --val-fraction "
-                f"{sides_of.val_fraction}; give more documents or another --val-fraction"
+                f"{sides_of.val_fraction}",
+                hint="give more documents or another --val-fraction",
             )
 
 
@@ -220,7 +222,7 @@ def _recipe(
 ) -> str:
     """Hash of everything the dataset depends on."""
     if tokenizer is not None and not tokenizer.is_file():
-        raise ValueError(f"{tokenizer}: no such tokenizer; give a .model file, or --vocab-size to train one")
+        raise UserError(f"{tokenizer}: no such tokenizer", hint="give a .model file, or --vocab-size to train one")
     pieces = [vocab_size, normalization] if tokenizer is None else [tokenizer_hash(tokenizer)]
     held_out = float(sides_of.val_fraction) if sides_of.val_corpus is None else sides_of.val_corpus.identity
     settings = [MANIFEST_FORMAT, sides_of.corpus.identity, pieces, held_out, shard_tokens]
@@ -237,11 +239,14 @@ def _already_built(out: Path, recipe: str) -> Manifest | None:
         if manifest.recipe_sha256 == recipe and whole and (out / TOKENIZER_FILE).is_file():
             return manifest
         if manifest.recipe_sha256 == recipe:
-            raise ValueError(f"{out} holds this dataset with files missing or cut short; delete it to build it again")
-        raise ValueError(
-            f"{out} holds another dataset ({manifest.source}, or other settings); delete it or choose another --out"
+            raise UserError(
+                f"{out} holds this dataset with files missing or cut short", hint="delete it to build it again"
+            )
+        raise UserError(
+            f"{out} holds another dataset ({manifest.source}, or other settings)",
+            hint="delete it or choose another --out",
         )
-    raise ValueError(f"{out} is not empty and holds no dataset; choose another --out")
+    raise UserError(f"{out} is not empty and holds no dataset", hint="choose another --out")
 
 
 def _size(path: Path) -> int:

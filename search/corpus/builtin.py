@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pgolf_model.errors import UserError
 from search.corpus.dedupe import Deduplicator
 from search.corpus.documents import Corpus
 
@@ -79,9 +80,9 @@ def _collect(report: Report) -> Iterator[str]:
                 yield document
     report(f"kept {kept / 1e6:.1f} of {raw / 1e6:.1f} MB of documentation; the rest repeats it or is too short")
     if kept < MIN_BYTES:
-        raise ValueError(
-            f"the built-in corpus has {kept} bytes, expected at least {MIN_BYTES}; install the pinned packages "
-            f"(`make setup`) or give your own text with --docs"
+        raise UserError(
+            f"the built-in corpus has {kept} bytes, expected at least {MIN_BYTES}",
+            hint=("install the pinned packages (`make setup`) or give your own text with --docs"),
         )
 
 

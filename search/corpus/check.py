@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
 from pgolf_model.data.shards import read_shard
+from pgolf_model.errors import UserError
 from search.corpus.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
 from search.corpus.shards import file_sha256, scan_shard
 from search.corpus.tokenizer import tokenizer_hash
@@ -32,7 +33,7 @@ def check(directory: Path) -> CheckReport:
     """Validate headers, sizes, hashes, tokenizer, token range and document boundaries of a dataset directory.
 
     Raises:
-        ValueError: there is no readable manifest, so there is nothing to check against.
+        UserError: there is no readable manifest, so there is nothing to check against.
     """
     manifest = read_manifest(directory)
     problems = [*_unlisted(directory, manifest)]
@@ -57,21 +58,21 @@ def quick_check(directory: Path) -> Manifest:
     """The manifest of a dataset that looks whole: headers, sizes and the tokenizer, no token read.
 
     Raises:
-        ValueError: with the first problem found and its fix.
+        UserError: with the first problem found and its fix.
     """
     manifest = read_manifest(directory)
     tokenizer = directory / TOKENIZER_FILE
     if not tokenizer.is_file():
-        raise ValueError(f"{tokenizer}: no such file; build or fetch the dataset again")
+        raise UserError(f"{tokenizer}: no such file", hint="build or fetch the dataset again")
     if tokenizer_hash(tokenizer) != manifest.tokenizer_sha256:
-        raise ValueError(f"{tokenizer}: another tokenizer made the shards (sha256 differs); put that one back")
+        raise UserError(f"{tokenizer}: another tokenizer made the shards (sha256 differs)", hint="put that one back")
     for shard in manifest.shards:
         _require_size(directory, shard)
     return manifest
 
 
 def refuse_foreign_tokenizer(val: str, tokenizer: Path) -> None:
-    """Raise ValueError when the shards at `val` (folder, glob or file) are known to be another tokenizer's.
+    """Raise UserError when the shards at `val` (folder, glob or file) are known to be another tokenizer's.
 
     Shards alone do not say; a manifest beside them does. A wrong tokenizer gives a wrong byte count and no error.
     """
@@ -80,9 +81,10 @@ def refuse_foreign_tokenizer(val: str, tokenizer: Path) -> None:
         return
     expected, found = read_manifest(directory).tokenizer_sha256, tokenizer_hash(tokenizer)
     if expected != found:
-        raise ValueError(
+        raise UserError(
             f"{tokenizer} did not make the shards in {directory}: their tokenizer has sha256 {expected[:16]}, this one "
-            f"{found[:16]}; give {directory / TOKENIZER_FILE}"
+            f"{found[:16]}",
+            hint=f"give {directory / TOKENIZER_FILE}",
         )
 
 
@@ -112,7 +114,7 @@ def _tokenizer(directory: Path, manifest: Manifest) -> tuple[PieceBytes | None, 
         )
     try:
         return piece_bytes(str(path), manifest.vocab_size), load_tokenizer(str(path)).bos_id(), []
-    except ValueError as error:
+    except UserError as error:
         return None, -1, [str(error)]
 
 
@@ -121,7 +123,7 @@ def _damage(directory: Path, shard: ShardInfo) -> Iterator[str]:
     path = directory / shard.name
     try:
         _require_size(directory, shard)
-    except ValueError as error:
+    except UserError as error:
         yield str(error)
         return
     if file_sha256(path) != shard.sha256:
@@ -129,11 +131,13 @@ def _damage(directory: Path, shard: ShardInfo) -> Iterator[str]:
 
 
 def _require_size(directory: Path, shard: ShardInfo) -> None:
-    """Raise ValueError when a shard's header, size or number of tokens is not the manifest's; reads no token."""
+    """Raise UserError when a shard's header, size or number of tokens is not the manifest's; reads no token."""
     path = directory / shard.name
     num_tokens = len(read_shard(path))
     if num_tokens != shard.tokens:
-        raise ValueError(f"{path}: expected {shard.tokens} tokens, got {num_tokens}; fetch or build the shard again")
+        raise UserError(
+            f"{path}: expected {shard.tokens} tokens, got {num_tokens}", hint="fetch or build the shard again"
+        )
 
 
 def _contents(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgolf_model.errors import UserError
 from search.corpus.check import quick_check
 from search.corpus.manifest import TOKENIZER_FILE, Manifest, check_comparable
 
@@ -28,11 +29,11 @@ def open_dataset(name: str) -> Dataset:
     """The dataset in folder `name`.
 
     Raises:
-        ValueError: there is none, with the commands that make one.
+        UserError: there is none, with the commands that make one.
     """
     folder = Path(name).absolute()
     if not folder.is_dir():
-        raise ValueError(
+        raise UserError(
             f"no dataset at {name}: build one with `pgolf data build --docs FILE... --out {name}` or download the "
             f"challenge's with `pgolf data fetch --out {name}`"
         )

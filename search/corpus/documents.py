@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pgolf_model.errors import UserError
 from search.corpus.shards import file_sha256
 
 T = TypeVar("T")
@@ -32,14 +33,14 @@ def corpus_from_files(paths: Sequence[Path]) -> Corpus:
     """The documents of files, in the order given.
 
     Raises:
-        ValueError: no such file, or a suffix other than .txt, .jsonl, .jsonl.gz. While reading: text that is not
+        UserError: no such file, or a suffix other than .txt, .jsonl, .jsonl.gz. While reading: text that is not
             UTF-8, or a line that is not {"text": "..."}; both name the place.
     """
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"{path}: no such file; --docs takes {', '.join(SUFFIXES)} files")
+            raise UserError(f"{path}: no such file", hint=f"--docs takes {', '.join(SUFFIXES)} files")
         if not path.name.endswith(SUFFIXES):
-            raise ValueError(f"{path}: unknown kind of document file; --docs takes {', '.join(SUFFIXES)} files")
+            raise UserError(f"{path}: unknown kind of document file", hint=f"--docs takes {', '.join(SUFFIXES)} files")
     hashes = "".join(file_sha256(path) for path in paths)
     return Corpus(
         source=", ".join(path.name for path in paths),
@@ -82,7 +83,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield where, _parse(_decode(line, where), where)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file ({error}); copy or download it again") from None
+        raise UserError(f"{path}: not a whole gzip file ({error})", hint="copy or download it again") from None
 
 
 def _parse(line: str, where: str) -> str:
@@ -90,10 +91,10 @@ def _parse(line: str, where: str) -> str:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not a JSON record ({error.msg}); fix or remove this line") from None
+        raise UserError(f"{where}: not a JSON record ({error.msg})", hint="fix or remove this line") from None
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
-        raise ValueError(f'{where}: expected {{"text": "..."}}, got {line.strip()[:60]}; fix or remove this line')
+        raise UserError(f'{where}: expected {{"text": "..."}}, got {line.strip()[:60]}', hint="fix or remove this line")
     return text
 
 
@@ -101,7 +102,7 @@ def _decode(raw: bytes, where: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
+        raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})", hint="convert the file") from None
 
 
 def _refuse_surrogates(text: str, where: str) -> None:
@@ -109,4 +110,4 @@ def _refuse_surrogates(text: str, where: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: half a surrogate pair at character {error.start}; fix or remove it") from None
+        raise UserError(f"{where}: half a surrogate pair at character {error.start}", hint="fix or remove it") from None

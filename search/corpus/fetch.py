@@ -17,6 +17,7 @@ from typing import Any
 
 from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
 from pgolf_model.data.shards import read_shard
+from pgolf_model.errors import UserError
 from search.corpus.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
 from search.corpus.shards import disk_errors, scan_shard, shard_info
 from search.corpus.tokenizer import normalization_of, tokenizer_hash
@@ -49,7 +50,7 @@ def fetch(
         variant: such as "sp1024".
         repo: dataset repository, or a local folder with the same layout.
     Raises:
-        ValueError: no such variant, shard or repository, no network, a damaged download, a full disk, or `out`
+        UserError: no such variant, shard or repository, no network, a damaged download, a full disk, or `out`
             holds another dataset.
     """
     repo = repo or REPOS.get(variant, DEFAULT_REPO)
@@ -93,7 +94,7 @@ def open_hub(repo: str, revision: str | None = None) -> Hub:
 def _copy(repo: Path, name: str, folder: Path) -> Path:
     """A file of a local folder that stands for the hub."""
     if not (repo / name).is_file():
-        raise ValueError(f"{repo}: no {name}; see its {ROOT}/{MANIFEST_FILE} for what is published")
+        raise UserError(f"{repo}: no {name}", hint=f"see its {ROOT}/{MANIFEST_FILE} for what is published")
     return Path(shutil.copyfile(repo / name, folder / Path(name).name))
 
 
@@ -105,22 +106,26 @@ def _download(repo: str, revision: str | None, name: str, folder: Path) -> Path:
     try:
         return Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision, local_dir=folder))
     except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, so it comes first
-        raise ValueError(
-            f"cannot reach the Hugging Face hub for {repo} ({_first_line(error)}); check the network, or build from "
-            f"local text with `pgolf data build --builtin`"
+        raise UserError(
+            f"cannot reach the Hugging Face hub for {repo} ({_first_line(error)})",
+            hint=("check the network, or build from local text with `pgolf data build --builtin`"),
         ) from None
     except EntryNotFoundError:
-        raise ValueError(f"{repo}: no {name}; see its {ROOT}/{MANIFEST_FILE} for what is published") from None
+        raise UserError(f"{repo}: no {name}", hint=f"see its {ROOT}/{MANIFEST_FILE} for what is published") from None
     except HFValidationError:
-        raise ValueError(f"--repo must be a local folder or OWNER/NAME, got {repo!r}; give one that exists") from None
+        raise UserError(
+            f"--repo must be a local folder or OWNER/NAME, got {repo!r}", hint="give one that exists"
+        ) from None
     except HfHubHTTPError as error:
-        raise ValueError(
-            f"{repo}: the hub refused {name} ({_first_line(error)}); check --repo and --revision"
+        raise UserError(
+            f"{repo}: the hub refused {name} ({_first_line(error)})", hint="check --repo and --revision"
         ) from None
     except OSError as error:
         if error.errno is not None:  # the disk's, not the network's
             raise
-        raise ValueError(f"{repo}: downloading {name} failed ({_first_line(error)}); run it again to go on") from None
+        raise UserError(
+            f"{repo}: downloading {name} failed ({_first_line(error)})", hint="run it again to go on"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
@@ -137,7 +142,7 @@ class _Plan:
 
 
 def _plan(path: Path, repo: str, variant: str, train_shards: int) -> _Plan:
-    """The files of a variant; ValueError when the manifest does not list them."""
+    """The files of a variant; UserError when the manifest does not list them."""
     name = f"fineweb10B_{variant}"
     try:
         listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -145,15 +150,15 @@ def _plan(path: Path, repo: str, variant: str, train_shards: int) -> _Plan:
         tokenizers = {entry["name"]: entry for entry in listed["tokenizers"]}
         if name not in datasets:
             known = ", ".join(sorted(key.removeprefix("fineweb10B_") for key in datasets)) or "none"
-            raise ValueError(f"{repo}: no variant {variant!r}; published there: {known}")
+            raise UserError(f"{repo}: no variant {variant!r}", hint=f"published there: {known}")
         stats, model = datasets[name]["stats"], tokenizers[datasets[name]["tokenizer_name"]].get("model_path")
         published, num_val = int(stats["files_train"]), int(stats["files_val"])
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{repo}: its manifest is not as expected ({error!r}); try another --revision") from None
+        raise UserError(f"{repo}: its manifest is not as expected ({error!r})", hint="try another --revision") from None
     if not model:
-        raise ValueError(f"{repo}: {variant} has no SentencePiece model; choose a variant such as sp1024")
+        raise UserError(f"{repo}: {variant} has no SentencePiece model", hint="choose a variant such as sp1024")
     if not 0 <= train_shards <= published:
-        raise ValueError(f"{repo} has {published} training shards of {variant}, got --train-shards {train_shards}")
+        raise UserError(f"{repo} has {published} training shards of {variant}, got --train-shards {train_shards}")
     return _Plan(
         folder=f"{ROOT}/datasets/{name}",
         tokenizer=f"{ROOT}/{model}",
@@ -165,14 +170,16 @@ def _plan(path: Path, repo: str, variant: str, train_shards: int) -> _Plan:
 
 
 def _refuse_other(out: Path, source: str) -> int:
-    """Training shards of this source that `out` holds already; ValueError when it holds something else."""
+    """Training shards of this source that `out` holds already; UserError when it holds something else."""
     if (out / MANIFEST_FILE).is_file():
         manifest = read_manifest(out)
         if manifest.source != source:
-            raise ValueError(f"{out} holds another dataset ({manifest.source}); delete it or choose another --out")
+            raise UserError(
+                f"{out} holds another dataset ({manifest.source})", hint="delete it or choose another --out"
+            )
         return sum(shard.split == "train" for shard in manifest.shards)
     if out.exists() and not (out.is_dir() and ((out / PARTIAL_FOLDER).is_dir() or not any(out.iterdir()))):
-        raise ValueError(f"{out} is not empty and holds no dataset; choose another --out")
+        raise UserError(f"{out} is not empty and holds no dataset", hint="choose another --out")
     return 0
 
 
@@ -180,7 +187,7 @@ def _is_whole(path: Path) -> bool:
     """Whether a shard is there with the size its header says."""
     try:
         read_shard(path)
-    except ValueError:
+    except UserError:
         return False
     return True
 
@@ -204,15 +211,16 @@ def _describe(out: Path, plan: _Plan, source: str) -> Manifest:
 
 
 def _count(out: Path, shards: list[ShardInfo], table: PieceBytes, bos_id: int) -> SplitInfo:
-    """Documents, tokens and scored bytes of one split; ValueError when a token is not the tokenizer's."""
+    """Documents, tokens and scored bytes of one split; UserError when a token is not the tokenizer's."""
     num_docs = scored_bytes = 0
     previous = bos_id
     for shard in shards:
         scan = scan_shard(out / shard.name, table, bos_id=bos_id, previous=previous)
         if scan.max_token >= len(table.base_bytes):
-            raise ValueError(
+            raise UserError(
                 f"{out / shard.name}: token id {scan.max_token} does not fit the tokenizer's "
-                f"{len(table.base_bytes)} pieces; the repository mixes datasets: try another --revision"
+                f"{len(table.base_bytes)} pieces",
+                hint="the repository mixes datasets: try another --revision",
             )
         num_docs, scored_bytes, previous = num_docs + scan.num_docs, scored_bytes + scan.scored_bytes, scan.last_token
     return SplitInfo(num_docs=num_docs, tokens=sum(shard.tokens for shard in shards), scored_bytes=scored_bytes)

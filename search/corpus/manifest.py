@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pgolf_model.errors import UserError
 from space.plain import from_plain
 
 MANIFEST_FILE = "manifest.json"
@@ -73,25 +74,27 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.format != MANIFEST_FORMAT:
-            raise ValueError(f"expected manifest format {MANIFEST_FORMAT}, got {self.format}; build the dataset again")
+            raise UserError(
+                f"expected manifest format {MANIFEST_FORMAT}, got {self.format}", hint="build the dataset again"
+            )
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a dataset directory; ValueError when it is missing or damaged."""
+    """The manifest of a dataset directory; UserError when it is missing or damaged."""
     path = directory / MANIFEST_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
-            f"{directory}: no {MANIFEST_FILE}; make a dataset with `pgolf data build` or `pgolf data fetch`"
+        raise UserError(
+            f"{directory}: no {MANIFEST_FILE}", hint="make a dataset with `pgolf data build` or `pgolf data fetch`"
         ) from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); build or fetch the dataset again") from None
+        raise UserError(f"{path}: not readable as JSON ({error})", hint="build or fetch the dataset again") from None
     return from_plain(Manifest, data, where=str(path))
 
 
 def check_comparable(a: Manifest, b: Manifest) -> None:
-    """Raise ValueError when a bpb on `a` and a bpb on `b` are not about the same text.
+    """Raise UserError when a bpb on `a` and a bpb on `b` are not about the same text.
 
     The same validation documents, and scored bytes within 0.1 %: a tokenizer that drops more text than another
     would win by scoring less.
@@ -99,13 +102,15 @@ def check_comparable(a: Manifest, b: Manifest) -> None:
     if a.val.num_docs != b.val.num_docs or (
         a.val_docs_sha256 and b.val_docs_sha256 and a.val_docs_sha256 != b.val_docs_sha256
     ):
-        raise ValueError(
+        raise UserError(
             f"the datasets have different validation documents ({a.source}: {a.val.num_docs}, {b.source}: "
-            f"{b.val.num_docs}), so their val_bpb are not comparable; build both from the same documents"
+            f"{b.val.num_docs}), so their val_bpb are not comparable",
+            hint="build both from the same documents",
         )
     low, high = sorted((a.val.scored_bytes, b.val.scored_bytes))
     if high - low > COMPARABLE_BYTES * high:
-        raise ValueError(
+        raise UserError(
             f"the tokenizers score {a.val.scored_bytes} and {b.val.scored_bytes} bytes of the same documents, more "
-            f"than {COMPARABLE_BYTES:.1%} apart; give both the same --normalization"
+            f"than {COMPARABLE_BYTES:.1%} apart",
+            hint="give both the same --normalization",
         )

@@ -16,6 +16,7 @@ import numpy as np
 
 from pgolf_model.data.bytecount import PieceBytes
 from pgolf_model.data.shards import SHARD_HEADER_BYTES, SHARD_MAGIC, SHARD_VERSION, read_shard
+from pgolf_model.errors import UserError
 from search.corpus.manifest import ShardInfo, Split
 
 SHARD_TOKENS = 100_000_000  # the challenge's shard size; the last one of a split is shorter
@@ -31,7 +32,7 @@ class ShardWriter:
 
     def __init__(self, directory: Path, split: Split, *, shard_tokens: int = SHARD_TOKENS) -> None:
         if not 1 <= shard_tokens < 2**31:
-            raise ValueError(f"shard_tokens must be in [1, 2**31), got {shard_tokens}")
+            raise UserError(f"shard_tokens must be in [1, 2**31), got {shard_tokens}")
         self.shards: list[ShardInfo] = []
         self._directory, self._split, self._shard_tokens = directory, split, shard_tokens
         self._file: BinaryIO | None = None
@@ -96,7 +97,7 @@ class ShardScan:
 
 
 def shard_info(path: Path, split: Split) -> ShardInfo:
-    """Size, token count and hash of a shard; ValueError when it is damaged."""
+    """Size, token count and hash of a shard; UserError when it is damaged."""
     return ShardInfo(
         name=path.name, split=split, tokens=len(read_shard(path)), bytes=path.stat().st_size, sha256=file_sha256(path)
     )
@@ -143,4 +144,4 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ValueError(f"no space left on the disk of {path}; free some or choose another --out") from error
+        raise UserError(f"no space left on the disk of {path}", hint="free some or choose another --out") from error

@@ -11,6 +11,7 @@ import numpy as np
 import sentencepiece
 
 from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
+from pgolf_model.errors import UserError
 from search.corpus.documents import batches
 from search.corpus.manifest import TokenizerAudit
 from search.corpus.shards import file_sha256, stream_bytes
@@ -29,11 +30,11 @@ def train_tokenizer(documents: Iterable[str], *, vocab_size: int, normalization:
     sentence limit are cut at white space instead of being skipped.
 
     Raises:
-        ValueError: SentencePiece refuses, for example because 260 fixed pieces and the alphabet exceed vocab_size.
+        UserError: SentencePiece refuses, for example because 260 fixed pieces and the alphabet exceed vocab_size.
     Source: openai/parameter-golf data/download_hf_docs_and_tokenize.py
     """
     if not 1 <= vocab_size <= 65_536:
-        raise ValueError(f"vocab_size must be in [1, 65536] (shards are uint16), got {vocab_size}")
+        raise UserError(f"vocab_size must be in [1, 65536] (shards are uint16), got {vocab_size}")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -56,9 +57,9 @@ def train_tokenizer(documents: Iterable[str], *, vocab_size: int, normalization:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise ValueError(
-            f"SentencePiece cannot train vocab_size {vocab_size} on these documents ({error}); "
-            f"give more text or a larger --vocab-size"
+        raise UserError(
+            f"SentencePiece cannot train vocab_size {vocab_size} on these documents ({error})",
+            hint="give more text or a larger --vocab-size",
         ) from None
     return model.getvalue()
 
@@ -137,14 +138,16 @@ def merge_audits(a: TokenizerAudit, b: TokenizerAudit) -> TokenizerAudit:
 
 
 def require_sound(result: TokenizerAudit, model_path: Path) -> None:
-    """Raise ValueError when a score with this tokenizer would be wrong."""
+    """Raise UserError when a score with this tokenizer would be wrong."""
     if result.num_miscounted:
-        raise ValueError(
+        raise UserError(
             f"{model_path}: the byte table is wrong for {result.num_miscounted} of {result.num_documents} documents "
-            f"(unknown tokens, or pieces with several spaces); train it with byte_fallback and without such pieces"
+            f"(unknown tokens, or pieces with several spaces)",
+            hint="train it with byte_fallback and without such pieces",
         )
     if result.num_unstable > UNSTABLE_SHARE * result.num_documents:
-        raise ValueError(
+        raise UserError(
             f"{model_path}: decoded tokens encode differently in {result.num_unstable} of {result.num_documents} "
-            f"documents, so the tokenizer does not agree with itself; use another normalization"
+            f"documents, so the tokenizer does not agree with itself",
+            hint="use another normalization",
         )

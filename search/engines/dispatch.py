@@ -50,7 +50,7 @@ class Dispatcher:
         """A trial that starts now. The brain is asked for more only while a trial of some rung would find a place.
 
         Raises:
-            ValueError: as `Driver.next` does; what was held is unfinished then.
+            UserError: as `Driver.next` does; what was held is unfinished then.
         """
         if self._held and self._driver.is_halted:
             for spec in self._held:

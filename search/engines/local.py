@@ -29,7 +29,7 @@ def run_local(driver: Driver, machine: Machine) -> Generator[Event, None, None]:
     """Drive the study to its end. Closing the generator stops the workers; their trials stay unfinished.
 
     Raises:
-        ValueError: a rung asks for more than the machine has.
+        UserError: a rung asks for more than the machine has.
     """
     refuse_impossible(driver.study, cpus=machine.cpus, gpus=machine.gpus)
     dispatcher = Dispatcher(driver, (Node(name="local", cpus=machine.cpus, gpus=machine.gpus),))

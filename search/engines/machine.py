@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgolf_model.errors import UserError
 from search.study.config import StudyConfig
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +38,10 @@ def refuse_impossible(study: StudyConfig, *, cpus: float, gpus: float) -> None:
     """Say before anything runs that a rung can never run on a machine of so many cores and GPUs."""
     for rung in study.rungs:
         if rung.cpus > cpus or rung.gpus > gpus:
-            raise ValueError(
+            raise UserError(
                 f"rung {rung.name!r} needs {rung.cpus:g} cpus and {rung.gpus:g} gpus per trial, the largest machine "
-                f"has {cpus:g} and {gpus:g}; lower the rung's cpus and gpus or run on a larger machine"
+                f"has {cpus:g} and {gpus:g}",
+                hint="lower the rung's cpus and gpus or run on a larger machine",
             )
 
 

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pgolf_model.errors import UserError
 from search.brain.driver import Driver
 from search.engines.dispatch import Dispatcher, Start
 from search.engines.events import Event, Finished, Started, Tick
@@ -61,7 +62,7 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
     Args:
         machine: what a local cluster may use; ignored when `address` names a running one.
     Raises:
-        ValueError: Ray is not installed, a rung asks for more than the largest node has, a node does not see the
+        UserError: Ray is not installed, a rung asks for more than the largest node has, a node does not see the
             study's folder or data or cannot run trials, or no node is left.
     """
     for key, value in (QUIET if address else QUIET | LOCAL).items():
@@ -69,7 +70,7 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
     try:
         import ray
     except ImportError:
-        raise ValueError("engine 'ray' needs Ray: install ray[tune], or use --engine local") from None
+        raise UserError("engine 'ray' needs Ray: install ray[tune], or use --engine local") from None
     cluster: dict[str, Any] = {"address": address}
     if not address:  # "local": a cluster of our own even where another is running
         refuse_impossible(driver.study, cpus=int(machine.cpus), gpus=machine.gpus)
@@ -229,9 +230,9 @@ def _brain_and_undertaker(driver: Driver, events: Events, stopping: threading.Ev
                     if given or isinstance(said, Start):
                         idle_since = time.monotonic()
                     elif not isinstance(said, Done) and time.monotonic() - idle_since > NO_NODE_SECONDS:
-                        raise ValueError(
-                            "no node is left on which a trial could run; finished trials are kept: bring nodes back "
-                            "and go on with the same command"
+                        raise UserError(
+                            "no node is left on which a trial could run",
+                            hint=("finished trials are kept: bring nodes back and go on with the same command"),
                         )
             if isinstance(said, Done):
                 return Searcher.FINISHED
@@ -259,9 +260,12 @@ def _brain_and_undertaker(driver: Driver, events: Events, stopping: threading.Ev
                 return
             with passed_on():
                 if "missing" in said:
-                    raise ValueError(
-                        f"node {said['host']} does not see {said['missing']}; the study's folder and its data must be "
-                        "at the same path on all nodes: put them on storage that all share, or leave that node out"
+                    raise UserError(
+                        f"node {said['host']} does not see {said['missing']}",
+                        hint=(
+                            "the study's folder and its data must be "
+                            "at the same path on all nodes: put them on storage that all share, or leave that node out"
+                        ),
                     )
                 lost = code is None and not (trial_dir(driver.study, spec.trial_id) / RESULT_FILE).exists()
                 losses[spec.trial_id] += lost and _worker_log(driver, spec).exists()  # it had begun
@@ -280,7 +284,9 @@ def _brain_and_undertaker(driver: Driver, events: Events, stopping: threading.Ev
             if isinstance(error, RayTaskError):  # the actor lives and cannot run what it was given
                 with passed_on():
                     reason = str(error).strip().splitlines()[-1]
-                    raise ValueError(f"a node cannot run trials: {reason}; install pgolf in the same way on all nodes")
+                    raise UserError(
+                        f"a node cannot run trials: {reason}", hint="install pgolf in the same way on all nodes"
+                    )
 
         def choose_trial_to_run(self, tune_controller: Any) -> Any:
             alive = {node.name for node in dispatcher.nodes}

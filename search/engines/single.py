@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pgolf_model.config import RunConfig
+from pgolf_model.errors import UserError
 from search.bundle.script import bundle
 from search.corpus.dataset import Dataset
 from search.engines.machine import worker_command, worker_environment
@@ -29,13 +30,14 @@ def run_single(
     """Run `config` once per seed in `folder`, showing its log; a folder with a result answers at once.
 
     Raises:
-        ValueError: the folder holds another trial.
+        UserError: the folder holds another trial.
     """
     vocab_size = dataset.manifest.vocab_size
     if config.model.vocab_size != vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the configuration has vocab_size {config.model.vocab_size}, the shards in {dataset.folder} have "
-            f"{vocab_size}; set model.vocab_size = {vocab_size} or take another dataset"
+            f"{vocab_size}",
+            hint=f"set model.vocab_size = {vocab_size} or take another dataset",
         )
     spec = TrialSpec(
         study="",
@@ -54,7 +56,7 @@ def run_single(
     )
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / SPEC_FILE).exists() and read_noun(TrialSpec, folder / SPEC_FILE) != spec:
-        raise ValueError(f"{folder} holds another trial; take another --out or remove it")
+        raise UserError(f"{folder} holds another trial", hint="take another --out or remove it")
     if not (folder / RESULT_FILE).exists():
         (folder / SCRIPT_FILE).write_bytes(bundle(spec.config))
         write_json(folder / SPEC_FILE, spec)

@@ -11,6 +11,7 @@ import numpy as np
 
 from pgolf_model.config import RunConfig
 from pgolf_model.data.bytecount import piece_bytes
+from pgolf_model.errors import UserError
 from search.brain.maker import study_space
 from search.corpus.dataset import Dataset, open_dataset
 from search.ladder.promote import planned_trials
@@ -118,9 +119,10 @@ def check_data(folder: str) -> tuple[Check, Dataset | None]:
     try:
         dataset = open_dataset(folder)
         piece_bytes(str(dataset.tokenizer), dataset.manifest.vocab_size)
-    except (ValueError, OSError) as error:
-        what, _, fix = str(error).rpartition("; ")
-        return Check(name=name, level="fail", found=what or fix, fix=fix if what else "see pgolf data --help"), None
+    except UserError as error:
+        return Check(name=name, level="fail", found=error.message, fix=error.hint or "see pgolf data --help"), None
+    except OSError as error:
+        return Check(name=name, level="fail", found=str(error), fix="see pgolf data --help"), None
     tokens = {"train": dataset.manifest.train.tokens, "val": dataset.manifest.val.tokens}
     found = (
         f"{len(dataset.manifest.shards)} shards, {tokens['train']:,} train and {tokens['val']:,} val tokens, "

@@ -29,6 +29,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
+from pgolf_model.errors import UserError
 from search.sampler.storage import open_storage
 from search.sampler.surrogate_sampler import Advice, SurrogateSampler
 from search.study.config import Caps, StudyConfig
@@ -53,9 +54,9 @@ def _names_the_storage(method: Callable[Concatenate[Sampler, P], R]) -> Callable
             return method(self, *args, **kwargs)
         except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error, ImportError) as error:
             cause = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ValueError(
-                f"cannot use the storage {self._study.storage_url}: {cause}; if another program holds it, stop that "
-                "one, then run the same command again"
+            raise UserError(
+                f"cannot use the storage {self._study.storage_url}: {cause}",
+                hint=("if another program holds it, stop that one, then run the same command again"),
             ) from error
 
     return wrapped
@@ -71,7 +72,7 @@ class Sampler:
         Args:
             forecast: artifact bytes of a configuration, where they can be known without a run.
         Raises:
-            ValueError: the storage cannot be opened, is locked (any method can find that), or holds a study with
+            UserError: the storage cannot be opened, is locked (any method can find that), or holds a study with
                 other objectives.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -84,13 +85,16 @@ class Sampler:
             name = f"{study.name}/{rung.name}"
             opened = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
             if len(opened.directions) != len(directions):
-                raise ValueError(
+                raise UserError(
                     f"Optuna study {name!r} has {len(opened.directions)} objectives, question = {study.question!r} "
-                    f"needs {len(directions)}; use another study name or storage"
+                    f"needs {len(directions)}",
+                    hint="use another study name or storage",
                 )
             owner = opened.user_attrs.get(FOLDER_ATTR, str(study.dir))
             if study.storage and owner != str(study.dir):
-                raise ValueError(f"{name!r} in {study.storage} belongs to the study in {owner}; use another study name")
+                raise UserError(
+                    f"{name!r} in {study.storage} belongs to the study in {owner}", hint="use another study name"
+                )
             opened.set_user_attr(FOLDER_ATTR, str(study.dir))
             self._studies[rung.name] = opened
         self._ghosts: dict[str, int] = {}  # rung -> a trial that was entered and whose folder was never written
@@ -203,7 +207,7 @@ class Sampler:
         """Report how a trial ended; telling one that is already told changes nothing."""
         study, spec, result = self._studies[record.spec.rung], record.spec, record.result
         if result is None:
-            raise ValueError(f"trial {spec.trial_id} has no result to tell")
+            raise UserError(f"trial {spec.trial_id} has no result to tell")
         frozen = study.get_trials(deepcopy=False)[spec.number]
         if frozen.state.is_finished():
             return
@@ -329,4 +333,4 @@ def _distribution(param: Param) -> BaseDistribution:
             return IntDistribution(param.low, param.high, log=param.log, step=param.step)
         case ChoiceParam():
             return CategoricalDistribution(param.options)
-    raise ValueError(f"unknown parameter kind: {param!r}")
+    raise UserError(f"unknown parameter kind: {param!r}")

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pgolf_model.config import RunConfig
+from pgolf_model.errors import UserError
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Space
 from space.plain import from_plain
 from space.points import complete_point
@@ -32,7 +33,7 @@ def bare_space(given: object, *, control: object = None) -> Space:
     """The space that plain data describe. Its control is given, or the middle of every range.
 
     Raises:
-        ValueError: names the parameter and what was expected.
+        UserError: names the parameter and what was expected.
     """
     if isinstance(given, Space):
         return given
@@ -43,9 +44,9 @@ def bare_space(given: object, *, control: object = None) -> Space:
     else:
         params = ()
     if not params:
-        raise ValueError(f"SPACE must be {FORMS}, got {given!r:.200}")
+        raise UserError(f"SPACE must be {FORMS}, got {given!r:.200}")
     if control is not None and not isinstance(control, Mapping):
-        raise ValueError(f"CONTROL must be a dict of values by parameter, got {control!r:.200}")
+        raise UserError(f"CONTROL must be a dict of values by parameter, got {control!r:.200}")
     space = Space(
         name=NAME,
         params=params,
@@ -60,12 +61,12 @@ def _param(name: str, what: object) -> Param:
     """One parameter; `name` is empty where it is in the table."""
     if isinstance(what, (FloatParam, IntParam, ChoiceParam)):
         if name and what.name != name:
-            raise ValueError(f"SPACE calls a parameter {name!r} that calls itself {what.name!r}")
+            raise UserError(f"SPACE calls a parameter {name!r} that calls itself {what.name!r}")
         return what
     table = {"name": name, "tag": "scale_free"} | _table(name, what)
     name, when = str(table["name"]), table.get("when")
     if not name:
-        raise ValueError(f"every table in a list needs a name, got {what!r:.200}")
+        raise UserError(f"every table in a list needs a name, got {what!r:.200}")
     if isinstance(when, Mapping) and len(when) == 1:
         ((parent, values),) = when.items()
         table["when"] = {"parent": parent, "values": values if isinstance(values, (list, tuple)) else [values]}
@@ -73,11 +74,11 @@ def _param(name: str, what: object) -> Param:
     if "options" in table:
         return from_plain(ChoiceParam, table, where=f"SPACE, {name}")
     if not {"low", "high"} <= set(table) or kind not in (None, "int", "float"):
-        raise ValueError(f"{name}: SPACE must be {FORMS}, got {what!r:.200}")
+        raise UserError(f"{name}: SPACE must be {FORMS}, got {what!r:.200}")
     if kind != "float" and all(isinstance(table[end], int) for end in ("low", "high")):
         return from_plain(IntParam, table, where=f"SPACE, {name}")
     if "step" in table:
-        raise ValueError(f"{name}: only whole numbers have a step, got {what!r:.200}; list the options instead")
+        raise UserError(f"{name}: only whole numbers have a step, got {what!r:.200}", hint="list the options instead")
     return from_plain(FloatParam, table, where=f"SPACE, {name}")
 
 
@@ -92,7 +93,7 @@ def _table(name: str, what: object) -> dict[str, Any]:
     if all(hasattr(what, key) for key in RANGE_KEYS):
         return {key: getattr(what, key) for key in RANGE_KEYS if getattr(what, key) is not None}
     if isinstance(what, tuple):
-        raise ValueError(
-            f'{name}: {what!r:.100} may be a range or options; write {{"low": ..., "high": ...}} or [option, ...]'
+        raise UserError(
+            f"{name}: {what!r:.100} may be a range or options", hint='write {"low": ..., "high": ...} or [option, ...]'
         )
-    raise ValueError(f"{name or 'a parameter'}: SPACE must be {FORMS}, got {what!r:.200}")
+    raise UserError(f"{name or 'a parameter'}: SPACE must be {FORMS}, got {what!r:.200}")

@@ -61,7 +61,7 @@ def run_simulated(driver: Driver, world: World, clock: SimulatedClock) -> Genera
     its log: it goes on as if nothing had happened.
 
     Raises:
-        ValueError: a rung asks for more than there is.
+        UserError: a rung asks for more than there is.
     """
     study = driver.study
     nodes = simulated_nodes(study)

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from pgolf_model.config import RunConfig
+from pgolf_model.errors import UserError
 from search.brain.maker import Made
 from search.bundle.script import bundle
 from search.simulation.trace import LOG_FILE
@@ -69,10 +70,12 @@ class SimulatedMaker:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
         if known["sha256"] != now["sha256"]:
             if any(folder.glob(f"*/*/{RESULT_FILE}")):
-                raise ValueError(
-                    f"the study in {folder} was simulated with another file, or an older {self.world.file}; put the "
-                    "old one back, take another --seed or remove that folder, or, where finished trials would end as "
-                    f"they did, remove {path}"
+                raise UserError(
+                    f"the study in {folder} was simulated with another file, or an older {self.world.file}",
+                    hint=(
+                        "put the old one back, take another --seed or remove that folder, or, where finished trials "
+                        f"would end as they did, remove {path}"
+                    ),
                 )
             (folder / LOG_FILE).unlink(missing_ok=True)  # nothing has ended: nothing is lost by a new beginning
         write_json(path, now)

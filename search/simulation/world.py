@@ -28,6 +28,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Protocol
 
+from pgolf_model.errors import UserError
 from search.simulation.bare_space import bare_space
 from search.study.config import StudyConfig
 from space.params import Scalar, Space
@@ -60,7 +61,7 @@ class World:
         """What `predict_bytes` says of a point.
 
         Raises:
-            ValueError: it says nothing, or no number of bytes.
+            UserError: it says nothing, or no number of bytes.
         """
         assert self.predict_bytes is not None
         try:
@@ -68,9 +69,10 @@ class World:
             if not (isfinite(size) and size >= 0):
                 raise ValueError(f"{size} is no size")
         except Exception as problem:
-            raise ValueError(
+            raise UserError(
                 f"{place_of(self.predict_bytes, problem)}: predict_bytes, given {dict(params)}: "
-                f"{type(problem).__name__}: {problem}; it must return a number of bytes for every point: {MEND}"
+                f"{type(problem).__name__}: {problem}",
+                hint=f"it must return a number of bytes for every point: {MEND}",
             ) from problem
         return size
 
@@ -79,34 +81,34 @@ def load_world(path: Path) -> World:
     """The world that a Python file describes; see the top of this file.
 
     Raises:
-        ValueError: there is no such file, it cannot be run, or it defines no `evaluate` or an impossible SPACE; names
+        UserError: there is no such file, it cannot be run, or it defines no `evaluate` or an impossible SPACE; names
             the file and, where there is one, the line.
     """
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; --simulate wants Python that defines evaluate(params, ...)")
+        raise UserError(f"there is no file {path}", hint="--simulate wants Python that defines evaluate(params, ...)")
     file = str(path.absolute())
     try:
         names = runpy.run_path(file)
     except (Exception, SystemExit) as problem:
         what = problem.msg if isinstance(problem, SyntaxError) else problem
-        raise ValueError(f"{_last_line(problem, file)}: {type(problem).__name__}: {what}; {MEND}") from problem
+        raise UserError(f"{_last_line(problem, file)}: {type(problem).__name__}: {what}", hint=MEND) from problem
     evaluate, predict_bytes, space = (names.get(name) for name in ("evaluate", "predict_bytes", "SPACE"))
     if not callable(evaluate):
-        raise ValueError(f"{path} defines no function {SIGNATURE}")
+        raise UserError(f"{path} defines no function {SIGNATURE}")
     if predict_bytes is not None and not callable(predict_bytes):
-        raise ValueError(f"{path}: predict_bytes must be a function of a point, got {predict_bytes!r:.200}; {MEND}")
+        raise UserError(f"{path}: predict_bytes must be a function of a point, got {predict_bytes!r:.200}", hint=MEND)
     try:
         inspect.signature(evaluate).bind({}, rung="", fidelity=1.0, seed=0)
     except TypeError as problem:
         taken = inspect.signature(evaluate)
-        raise ValueError(
-            f"{place_of(evaluate)}: expected {SIGNATURE}, got evaluate{taken}: {problem}; {MEND}"
+        raise UserError(
+            f"{place_of(evaluate)}: expected {SIGNATURE}, got evaluate{taken}: {problem}", hint=MEND
         ) from None
     if space is not None:
         try:
             space = bare_space(space, control=names.get("CONTROL"))
         except (TypeError, ValueError) as problem:
-            raise ValueError(f"{path}: SPACE or CONTROL: {problem}; {MEND}") from None
+            raise UserError(f"{path}: SPACE or CONTROL: {problem}", hint=MEND) from None
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return World(evaluate=evaluate, space=space, predict_bytes=predict_bytes, file=file, sha256=sha256)
 
@@ -130,7 +132,7 @@ def measure(study: StudyConfig, world: World, spec: TrialSpec) -> tuple[TrialRes
     """What the world answers to a trial, all its seeds; and how long the seeds that are new take.
 
     Raises:
-        ValueError: the answer is no table of numbers.
+        UserError: the answer is no table of numbers.
     """
     fidelity = study.fidelity(study.rung(spec.rung))
     runs: list[SeedRun] = []
@@ -148,7 +150,7 @@ def measure(study: StudyConfig, world: World, spec: TrialSpec) -> tuple[TrialRes
         _refuse_no_table(said, world, spec)
         try:
             run, lasts = _seed_run(said, spec, seed)
-        except ValueError as problem:
+        except UserError as problem:
             status, error = "failed", f"{place_of(world.evaluate)}: {problem}"
             break
         spent = min(lasts, spec.timeout_seconds)
@@ -166,7 +168,7 @@ def measure(study: StudyConfig, world: World, spec: TrialSpec) -> tuple[TrialRes
 
 
 def _refuse_no_table(said: object, world: World, spec: TrialSpec) -> None:
-    """Raise ValueError when `evaluate` answered something else than numbers by name, the three that it must give."""
+    """Raise UserError when `evaluate` answered something else than numbers by name, the three that it must give."""
     wrong = ""
     if not isinstance(said, Mapping):
         wrong = f"{said!r:.200}"
@@ -175,9 +177,9 @@ def _refuse_no_table(said: object, world: World, spec: TrialSpec) -> None:
     elif strange := [key for key in (*NEEDED, *OPTIONAL) if not _is_number(said.get(key, 0.0))]:
         wrong = ", ".join(f"{key} = {said[key]!r:.100}" for key in strange)
     if wrong:
-        raise ValueError(
-            f"{place_of(world.evaluate)}: evaluate returned {wrong} for {spec.trial_id}; it must return a dict with "
-            f"the numbers {', '.join(NEEDED)}: {MEND}"
+        raise UserError(
+            f"{place_of(world.evaluate)}: evaluate returned {wrong} for {spec.trial_id}",
+            hint=(f"it must return a dict with the numbers {', '.join(NEEDED)}: {MEND}"),
         )
 
 
@@ -194,9 +196,9 @@ def _seed_run(said: Mapping[str, float], spec: TrialSpec, seed: int) -> tuple[Se
     scored = float(said.get("eval_seconds", 0.0))
     lasts = max(trained + scored, float(said.get("gpu_seconds", 0.0)) / (spec.gpus or 1.0))
     if not isfinite(lasts) or lasts < 0:
-        raise ValueError(f"a run must take a number of seconds, got {dict(said)}")
+        raise UserError(f"a run must take a number of seconds, got {dict(said)}")
     if not (isfinite(size) and round(size) > 0):
-        raise ValueError(f"artifact_bytes must be a positive number, got {said['artifact_bytes']}")
+        raise UserError(f"artifact_bytes must be a positive number, got {said['artifact_bytes']}")
     if not isfinite(bpb):
         return None, lasts
     run = SeedRun(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from pgolf_model.errors import UserError
 from space.params import Scalar
 from space.plain import from_plain
 from trials.files import read_noun
@@ -30,7 +31,7 @@ class Caps:
     def __post_init__(self) -> None:
         for name in ("artifact_bytes", "train_seconds", "eval_seconds"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
 
     def violations(self, *, artifact_bytes: float, train_seconds: float, eval_seconds: float) -> dict[str, float]:
         """Relative excess per cap, feasible when <= 0; always the same keys in the same order (automl O4-O6)."""
@@ -69,9 +70,9 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("gpu_hours", "dollars", "wall_seconds", "trials"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.reserve < 1:
-            raise ValueError(f"reserve must be in [0, 1), got {self.reserve}")
+            raise UserError(f"reserve must be in [0, 1), got {self.reserve}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,25 +117,25 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
-            raise ValueError(f"a study needs a name without '/', got {self.name!r}")
+            raise UserError(f"a study needs a name without '/', got {self.name!r}")
         if not self.data:
-            raise ValueError("data must name at least one dataset folder")
+            raise UserError("data must name at least one dataset folder")
         if self.control_seeds < 1 or not 0 <= self.anomaly_ratio < 1:
-            raise ValueError(
+            raise UserError(
                 "control_seeds must be at least 1 and anomaly_ratio in [0, 1), got "
                 f"{self.control_seeds} and {self.anomaly_ratio}"
             )
         if not self.rungs:
-            raise ValueError("a study needs at least one [[rungs]] table")
+            raise UserError("a study needs at least one [[rungs]] table")
         names = [rung.name for rung in self.rungs]
         if len(set(names)) != len(names):
-            raise ValueError(f"rung names must be distinct, got {', '.join(names)}")
+            raise UserError(f"rung names must be distinct, got {', '.join(names)}")
         if self.rungs[0].trials < 1:
-            raise ValueError(f"the first rung ({names[0]!r}) must say how many trials it asks for, e.g. trials = 16")
+            raise UserError(f"the first rung ({names[0]!r}) must say how many trials it asks for, e.g. trials = 16")
         for rung in self.rungs[1:]:
             if rung.trials:
-                raise ValueError(
-                    f"rung {rung.name!r}: only the first rung sets trials; later ones set keep, min_promote"
+                raise UserError(
+                    f"rung {rung.name!r}: only the first rung sets trials", hint="later ones set keep, min_promote"
                 )
 
     @property
@@ -150,12 +151,14 @@ class StudyConfig:
         """The rung called `name`.
 
         Raises:
-            ValueError: there is none.
+            UserError: there is none.
         """
         for rung in self.rungs:
             if rung.name == name:
                 return rung
-        raise ValueError(f"study {self.name!r} has no rung {name!r}; it has {', '.join(r.name for r in self.rungs)}")
+        raise UserError(
+            f"study {self.name!r} has no rung {name!r}", hint=f"it has {', '.join(r.name for r in self.rungs)}"
+        )
 
     @property
     def storage_url(self) -> str:
@@ -167,7 +170,7 @@ def load_study(source: str) -> StudyConfig:
     """The study that `source` names: a TOML file, a study's folder, a built-in file name, or the name of a run.
 
     Raises:
-        ValueError: nothing is found there, or the file holds something impossible; names the file and the key.
+        UserError: nothing is found there, or the file holds something impossible; names the file and the key.
     """
     path = find_study(source)
     if path.name == STUDY_FILE:
@@ -175,7 +178,7 @@ def load_study(source: str) -> StudyConfig:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from None
+        raise UserError(f"{path}: not valid TOML: {error}") from None
     if isinstance(data.get("data"), str):
         data["data"] = [data["data"]]
     return from_plain(StudyConfig, data, where=str(path))
@@ -190,6 +193,4 @@ def find_study(source: str) -> Path:
         if candidate.is_file():
             return candidate
     builtin = ", ".join(sorted(p.name for p in BUILTIN_STUDIES.glob("*.toml")))
-    raise ValueError(
-        f"no study at {source!r}: expected a TOML file, a study's folder, or one of the built-in {builtin}"
-    )
+    raise UserError(f"no study at {source!r}: expected a TOML file, a study's folder, or one of the built-in {builtin}")

@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+from pgolf_model.errors import UserError
 from search.study.config import STUDY_FILE, StudyConfig
 from space.plain import to_plain
 from trials.files import read_noun, write_json
@@ -49,9 +50,9 @@ def freeze(study: StudyConfig) -> None:
     known = read_noun(StudyConfig, path) if path.exists() else study
     changed = differences(to_plain(known), to_plain(study))
     if changed:
-        raise ValueError(
-            f"study {study.name!r} in {study.dir} was launched with other settings: {'; '.join(changed)}; "
-            "use another name or folder, or put the old settings back"
+        raise UserError(
+            f"study {study.name!r} in {study.dir} was launched with other settings: {'; '.join(changed)}",
+            hint="use another name or folder, or put the old settings back",
         )
     if known != study or not path.exists():
         write_json(path, study)

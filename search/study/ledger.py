@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pgolf_model.errors import UserError
 from search.study.config import Caps, StudyConfig
 from trials.files import read_noun, write_json
 from trials.spec import RESULT_FILE, SPEC_FILE, Status, TrialResult, TrialSpec
@@ -59,7 +60,7 @@ def read_record(folder: Path) -> TrialRecord:
     """The record in one trial folder.
 
     Raises:
-        ValueError: a file is torn; names it and says what to do.
+        UserError: a file is torn; names it and says what to do.
     """
     return finished(folder, read_noun(TrialSpec, folder / SPEC_FILE))
 
@@ -82,11 +83,13 @@ def give_verdict(study: StudyConfig, trial_id: str, word: Word) -> None:
     """Say what is to be thought of a suspicious trial.
 
     Raises:
-        ValueError: there is no such trial, nobody suspects it, or it has its verdict.
+        UserError: there is no such trial, nobody suspects it, or it has its verdict.
     """
     path = trial_dir(study, trial_id) / VERDICT_FILE
     if not path.exists() or read_noun(Verdict, path).word != "suspicious":
-        raise ValueError(f"trial {trial_id!r} of study {study.name} is not suspicious; see pgolf status {study.dir}")
+        raise UserError(
+            f"trial {trial_id!r} of study {study.name} is not suspicious", hint=f"see pgolf status {study.dir}"
+        )
     write_json(path, Verdict(word=word, reason=read_noun(Verdict, path).reason))
 
 

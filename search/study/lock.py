@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from pgolf_model.errors import UserError
 from search.study.config import StudyConfig
 
 LOCK_FILE = "driver.lock"
@@ -21,7 +22,7 @@ def driver_lock(study: StudyConfig) -> Iterator[None]:
 
     The file stays afterwards, empty: unlinking it would let two processes lock two different files of that name.
     Raises:
-        ValueError: another process holds it; names the process.
+        UserError: another process holds it; names the process.
     """
     study.dir.mkdir(parents=True, exist_ok=True)
     with (study.dir / LOCK_FILE).open("a+", encoding="utf-8") as file:
@@ -59,8 +60,8 @@ def _acquire(study: StudyConfig, file: IO[str]) -> None:
         if time.monotonic() > deadline:
             file.seek(0)
             pid = file.read().strip() or "unknown"
-            raise ValueError(
-                f"study {study.name!r} is already being run by process {pid}; wait for it or stop it"
+            raise UserError(
+                f"study {study.name!r} is already being run by process {pid}", hint="wait for it or stop it"
             ) from None
         time.sleep(0.02)
 

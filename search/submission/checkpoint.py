@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgolf_model.errors import UserError
+
 if TYPE_CHECKING:
     from pgolf_model.config import RunConfig
 
@@ -29,7 +31,7 @@ def find_source(path: Path) -> Source:
     """What a trial's folder or a checkpoint file says.
 
     Raises:
-        ValueError: there is no checkpoint; says how to get one.
+        UserError: there is no checkpoint; says how to get one.
     """
     from trials.files import read_noun
     from trials.spec import CHECKPOINT_FILE, SCRIPT_FILE, SPEC_FILE, TrialSpec
@@ -37,10 +39,10 @@ def find_source(path: Path) -> Source:
     if path.is_dir():
         found = sorted([*path.glob(CHECKPOINT_FILE), *path.glob(f"seed*/{CHECKPOINT_FILE}")])
         if not found:
-            raise ValueError(f"{path}: no {CHECKPOINT_FILE} in it; train with --keep-checkpoint")
+            raise UserError(f"{path}: no {CHECKPOINT_FILE} in it", hint="train with --keep-checkpoint")
         path = found[0]
     if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint or trial folder")
+        raise UserError(f"{path}: no such checkpoint or trial folder")
     path = path.absolute()
     trial = path.parent.parent
     if (trial / SPEC_FILE).is_file() and (trial / SCRIPT_FILE).is_file():
@@ -59,7 +61,7 @@ def read_config(checkpoint: Path) -> RunConfig:
     """The config that a checkpoint carries.
 
     Raises:
-        ValueError: it is no checkpoint; names the file.
+        UserError: it is no checkpoint; names the file.
     """
     from zipfile import BadZipFile
 
@@ -72,7 +74,7 @@ def read_config(checkpoint: Path) -> RunConfig:
         with checkpoint.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             plain = json.loads(bytes(arrays[CONFIG_ENTRY]))
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{checkpoint}: not a checkpoint of pgolf ({error})") from None
+        raise UserError(f"{checkpoint}: not a checkpoint of pgolf ({error})") from None
     return from_plain(RunConfig, plain, where=str(checkpoint))
 
 
@@ -87,7 +89,7 @@ def changed(config: RunConfig, changes: tuple[str, ...]) -> RunConfig:
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
-            raise ValueError(f"--set {change}: expected KEY=VALUE, such as method=gptq")
+            raise UserError(f"--set {change}: expected KEY=VALUE, such as method=gptq")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

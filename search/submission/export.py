@@ -20,6 +20,7 @@ from typing import Any
 
 from pgolf_model.config import RunConfig
 from pgolf_model.data.shards import shard_paths
+from pgolf_model.errors import UserError
 from search.bundle.script import bundle, readable, unpack_script
 from search.corpus.manifest import TOKENIZER_FILE
 from search.study.config import Caps, StudyConfig
@@ -69,7 +70,7 @@ def export(
     Args:
         date: of the submission, today by default.
     Raises:
-        ValueError: the trial is not complete or over a cap, its files are not those it reported, or `out` holds
+        UserError: the trial is not complete or over a cap, its files are not those it reported, or `out` holds
             something else than an earlier export.
     """
     result = _submittable(study.caps, record)
@@ -107,27 +108,27 @@ def export(
 
 
 def _submittable(caps: Caps, record: TrialRecord) -> TrialResult:
-    """The result of a trial that may be exported; ValueError with the numbers otherwise."""
+    """The result of a trial that may be exported; UserError with the numbers otherwise."""
     trial_id, result = record.spec.trial_id, record.result
     if result is None:
-        raise ValueError(f"trial {trial_id} has no result yet; run the study to its end first")
+        raise UserError(f"trial {trial_id} has no result yet", hint="run the study to its end first")
     if result.status != "complete":
         detail = f": {result.error.splitlines()[-1]}" if result.error else ""
-        raise ValueError(f"trial {trial_id} is {result.status}, only complete trials can be exported{detail}")
+        raise UserError(f"trial {trial_id} is {result.status}, only complete trials can be exported{detail}")
     for name, excess in caps.measured(result).items():
         if excess > 0:
-            raise ValueError(
-                f"trial {trial_id} is over the cap on {name}: {getattr(result, name):g} of {getattr(caps, name):g}; "
-                f"export another trial, or raise the cap in the study"
+            raise UserError(
+                f"trial {trial_id} is over the cap on {name}: {getattr(result, name):g} of {getattr(caps, name):g}",
+                hint="export another trial, or raise the cap in the study",
             )
     return result
 
 
 def _refuse_to_overwrite(out: Path) -> None:
     if out.is_file():
-        raise ValueError(f"{out} is a file; give --out another name")
+        raise UserError(f"{out} is a file", hint="give --out another name")
     if out.is_dir() and any(out.iterdir()) and not _is_export(out):
-        raise ValueError(f"{out} is not empty and not an earlier export; give --out another name")
+        raise UserError(f"{out} is not empty and not an earlier export", hint="give --out another name")
 
 
 def _is_export(folder: Path) -> bool:
@@ -141,9 +142,10 @@ def _checked_script(source: Path, result: TrialResult) -> bytes:
     script = (source / SCRIPT_FILE).read_bytes()
     for run in result.runs:
         if run.code_bytes != len(script):
-            raise ValueError(
+            raise UserError(
                 f"{source / SCRIPT_FILE}: seed {run.seed} ran a script of {run.code_bytes} bytes, this one has "
-                f"{len(script)}; it was changed after the run"
+                f"{len(script)}",
+                hint="it was changed after the run",
             )
     return script
 
@@ -151,7 +153,9 @@ def _checked_script(source: Path, result: TrialResult) -> bytes:
 def _check_artifact(path: Path, run: SeedRun) -> None:
     found = file_facts(path).sha256
     if found != run.artifact_sha256:
-        raise ValueError(f"{path}: sha256 is {found}, the run reported {run.artifact_sha256}; it was changed since")
+        raise UserError(
+            f"{path}: sha256 is {found}, the run reported {run.artifact_sha256}", hint="it was changed since"
+        )
 
 
 def _provenance(record: TrialRecord, metrics: Mapping[str, Any], script: bytes) -> Provenance:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
+from pgolf_model.errors import UserError
 from search.corpus.shards import file_sha256
 from space.params import Scalar
 from space.plain import from_plain
@@ -117,14 +118,14 @@ def read_known(cls: type[T], path: Path) -> T:
     """A noun from a JSON file that people may have added keys to.
 
     Raises:
-        ValueError: no such file, not JSON, or a key is missing or of the wrong type; names the file.
+        UserError: no such file, not JSON, or a key is missing or of the wrong type; names the file.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; give a folder made by `pgolf export`") from None
+        raise UserError(f"{path}: no such file", hint="give a folder made by `pgolf export`") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{path}: not JSON: {error}") from None
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if isinstance(data, Mapping):
         data = {key: value for key, value in data.items() if key in known}

@@ -21,8 +21,10 @@ from pathlib import Path
 from statistics import fmean
 
 from pgolf_model.data.shards import shard_paths
+from pgolf_model.errors import UserError
 from search.bundle.script import ALLOWED_PACKAGES, foreign_imports, unpack_script
 from search.corpus.manifest import TOKENIZER_FILE
+from search.submission.child import last_words
 from search.submission.papers import (
     PROVENANCE_FILE,
     REQUIREMENTS_FILE,
@@ -104,11 +106,11 @@ def verify(
             run and OTHER_DEVICE_TOLERANCE elsewhere.
         say: told what is going on, one line at a time.
     Raises:
-        ValueError: there is no such folder, or one of its papers cannot be read.
+        UserError: there is no such folder, or one of its papers cannot be read.
     """
     say(f"verifying {folder}: counting bytes, comparing hashes")
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; give one made by `pgolf export`")
+        raise UserError(f"{folder}: no such folder", hint="give one made by `pgolf export`")
     needed = (SCRIPT_FILE, ARTIFACT_FILE, SUBMISSION_FILE, PROVENANCE_FILE)
     missing = tuple(f"{folder / name}: no such file" for name in needed if not (folder / name).is_file())
     if missing:
@@ -142,7 +144,7 @@ def verify(
     say(f"running {SCRIPT_FILE} --evaluate in a clean process over {provenance.scored_tokens:,} tokens")
     try:
         found = run_submission(folder, val=data, tokenizer=tokenizer, max_tokens=provenance.max_tokens)
-    except ValueError as error:
+    except UserError as error:
         return replace(counted, problems=(*counted.problems, f"{SCRIPT_FILE} did not run: {error}"))
     if tolerance is None:
         same = (found.device, found.world_size) == (provenance.device, provenance.world_size)
@@ -166,7 +168,7 @@ def run_submission(folder: Path, *, val: Path | str, tokenizer: Path, max_tokens
     Args:
         max_tokens: score so many leading tokens; 0 scores all.
     Raises:
-        ValueError: the script failed, or printed something else than one evaluation; carries its last words.
+        UserError: the script failed, or printed something else than one evaluation; carries its last words.
     """
     with tempfile.TemporaryDirectory(prefix="pgolf-verify-") as scratch:
         for path in (folder / SCRIPT_FILE, folder / ARTIFACT_FILE):
@@ -181,15 +183,14 @@ def run_submission(folder: Path, *, val: Path | str, tokenizer: Path, max_tokens
 def run_evaluation(
     command: Sequence[str], *, cwd: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> Evaluation:
-    """Run a command that prints one evaluation; ValueError with its last words when it does not."""
+    """Run a command that prints one evaluation; UserError with its last words when it does not."""
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ValueError(words[-1].removeprefix("error: "))
+        raise last_words(done)
     try:
         data = json.loads(done.stdout, parse_constant=_refuse_constant)
     except ValueError as error:
-        raise ValueError(f"expected one JSON document, got {done.stdout[:80]!r}: {error}") from None
+        raise UserError(f"expected one JSON document, got {done.stdout[:80]!r}: {error}") from None
     known = {f.name for f in fields(Evaluation)}
     if isinstance(data, Mapping):  # a later script may tell more
         data = {key: value for key, value in data.items() if key in known}
@@ -206,7 +207,7 @@ def _script_problems(folder: Path, script: FileFacts, provenance: Provenance) ->
     named = set(re.findall(r"^([A-Za-z0-9_.-]+?)\s*(?:[=<>~!\[;@].*)?$", text, flags=re.MULTILINE))
     try:
         foreign = foreign_imports(unpack_script((folder / SCRIPT_FILE).read_bytes()), ALLOWED_PACKAGES | named)
-    except ValueError as error:
+    except UserError as error:
         return [*problems, f"{SCRIPT_FILE}: {error}"]
     if foreign:
         problems.append(f"{SCRIPT_FILE} imports {', '.join(foreign)}, which {REQUIREMENTS_FILE} does not name")
@@ -232,7 +233,7 @@ def _shard_problems(data: Path, provenance: Provenance) -> list[str]:
     """The validation shards are those that were scored, all of them and no others."""
     try:
         found = {path.name: path for path in shard_paths(str(data), "val")}
-    except ValueError as error:
+    except UserError as error:
         return [f"{error}; or say where they are with --data"]
     claimed = {facts.name: facts.sha256 for facts in provenance.val_shards}
     problems = [f"validation shard {data / name} is missing" for name in claimed.keys() - found.keys()]
@@ -305,4 +306,4 @@ def _expected(what: str, claimed: object, found: object) -> str:
 
 
 def _refuse_constant(text: str) -> float:
-    raise ValueError(f"it holds {text}")
+    raise UserError(f"it holds {text}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pgolf_model.errors import UserError
 from space.params import look_up
 from space.plain import from_plain
 
@@ -93,20 +94,20 @@ def load_hardware(name_or_path: str) -> tuple[Hardware, int]:
     """(hardware, ranks) of a class ("h100"), a node ("8xh100"), or a file that `pgolf doctor` wrote.
 
     Raises:
-        ValueError: no such class (suggests the nearest), or a file that holds something else.
+        UserError: no such class (suggests the nearest), or a file that holds something else.
     """
     path = Path(name_or_path)
     if path.suffix == ".json":
         if not path.is_file():
-            raise ValueError(f"there is no file {path}; `pgolf doctor` writes {HARDWARE_FILE}")
+            raise UserError(f"there is no file {path}", hint=f"`pgolf doctor` writes {HARDWARE_FILE}")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not JSON ({error}); make it again with pgolf doctor") from None
+            raise UserError(f"{path}: not JSON ({error})", hint="make it again with pgolf doctor") from None
         return from_plain(Hardware, data, where=str(path)), 1
     match = re.fullmatch(r"(?:(\d+)x)?(.+)", name_or_path.lower())
     assert match is not None
     ranks = int(match[1] or 1)
     if ranks < 1:
-        raise ValueError(f"hardware needs at least one GPU, got {name_or_path!r}")
+        raise UserError(f"hardware needs at least one GPU, got {name_or_path!r}")
     return look_up("hardware", match[2], HARDWARE), ranks

@@ -137,7 +137,7 @@ def test_a_lone_checkpoint_is_quantized_by_this_version(
     ("words", "message"),
     [
         (["nowhere.npz"], "nowhere.npz: no such checkpoint or trial folder"),
-        (["{trial}", "--set", "methd=gptq"], "--set: unknown key 'methd'; did you mean 'method'"),
+        (["{trial}", "--set", "methd=gptq"], "--set: unknown key: 'methd'; did you mean 'method'"),
         (["{trial}", "--set", "method"], "--set method: expected KEY=VALUE"),
         (["{trial}", "--set", "method=magic"], "expected one of 'round', 'gptq', got 'magic'"),
         (["{empty}"], "no checkpoint.npz in it; train with --keep-checkpoint"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from pgolf_model.data.batches import TrainingWindows, byte_table, check_token_range, count_bytes, validation_tokens
 from pgolf_model.data.bytecount import load_tokenizer
@@ -97,7 +98,7 @@ def test_shard_paths_finds_a_directory_a_glob_and_a_file(tmp_path: Path) -> None
     assert [path.name for path in paths] == [f"fineweb_train_{i:06d}.bin" for i in range(3)]
     assert shard_paths(str(tmp_path / "fineweb_train_*"), "val") == paths
     assert shard_paths(str(paths[1]), "val") == [paths[1]]
-    with pytest.raises(ValueError, match=r"no validation shards match .*; build them with `pgolf data build`"):
+    with refused(r"no validation shards match .*", hint=r"build them with `pgolf data build`"):
         shard_paths(str(tmp_path), "val")
 
 
@@ -238,7 +239,7 @@ def test_batches_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
     paths = write_shards(tmp_path, np.arange(16), shard_tokens=4)
     with pytest.raises(ValueError, match="the training shards hold 16 tokens, one batch needs 17"):
         TrainingWindows(paths, loader="sequential", batch_tokens=16)
-    with pytest.raises(ValueError, match="no training shard holds a window of 5 tokens; lower seq_len"):
+    with refused("no training shard holds a window of 5 tokens", hint="lower seq_len"):
         TrainingWindows(paths, loader="packed", batch_tokens=8).next_batch(2, 4)
 
 
@@ -259,9 +260,7 @@ def test_validation_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
 def test_a_token_beyond_the_vocabulary_is_named(dtype: torch.dtype) -> None:
     """Both for validation tokens and for training batches; the largest valid id passes."""
     tokens = torch.tensor([1, 511, 40_000]).to(dtype)
-    with pytest.raises(
-        ValueError, match="some/shards: token id 40000 does not fit vocab_size 512; the shards come from a larger"
-    ):
+    with refused("some/shards: token id 40000 does not fit vocab_size 512", hint="the shards come from a larger"):
         check_token_range(tokens, 512, "some/shards")
     check_token_range(tokens, 40_001, "some/shards")
 
@@ -311,7 +310,7 @@ def test_table_is_padded_with_boundaries_and_never_cut(tiny_data: Path) -> None:
     assert table.base_bytes.shape == (600,)
     assert bool(table.is_boundary[512:].all())
     assert int(table.base_bytes[512:].sum()) == 0
-    with pytest.raises(ValueError, match="has 512 pieces, vocab_size is 511; set vocab_size to at least 512"):
+    with refused("has 512 pieces, vocab_size is 511", hint="set vocab_size to at least 512"):
         byte_table(model, 511)
 
 

@@ -11,6 +11,7 @@ import sentencepiece
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from refusals import refused
 from torch import Tensor
 
 from pgolf_model.codec.pack import pack_model, unpack_model
@@ -196,7 +197,7 @@ class Constant:
 @pytest.mark.parametrize("nats", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_refused(table: ByteTable, tokens: Tensor, nats: float) -> None:
     """A score never carries NaN."""
-    with pytest.raises(ValueError, match=f"the validation loss is not finite: {nats}; training diverged"):
+    with refused(f"the validation loss is not finite: {nats}", hint="lower the learning rate"):
         score(Constant(nats), tokens, table, EvalConfig(seq_len=8), ALONE)
 
 

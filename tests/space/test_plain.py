@@ -131,9 +131,9 @@ def test_whole_numbers_are_fine_for_floats() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"modle": {}}, r"RunConfig: unknown key 'modle'; did you mean 'model'\?"),
-        ({"model": {"num_layer": 9}}, r"RunConfig\.model: unknown key 'num_layer'; did you mean 'num_layers'\?"),
-        ({"zzzz": 1}, "unknown key 'zzzz'; known keys: model, train"),
+        ({"modle": {}}, r"RunConfig: unknown key: 'modle'; did you mean 'model'\?"),
+        ({"model": {"num_layer": 9}}, r"RunConfig\.model: unknown key: 'num_layer'; did you mean 'num_layers'\?"),
+        ({"zzzz": 1}, "unknown key: 'zzzz'; known: model, train"),
         ({"seed": "1"}, r"RunConfig\.seed: expected int, got '1'"),
         ({"seed": True}, r"RunConfig\.seed: expected int, got True"),
         ({"seed": 1.0}, r"RunConfig\.seed: expected int, got 1\.0"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from refusals import refused
 
 from search.cli import cli
 from search.look.status import study_status
@@ -130,9 +131,8 @@ def test_a_verdict_with_a_dry_run_is_refused(folder: Path, option: str) -> None:
 
 def test_a_study_whose_first_start_the_budget_refuses_is_not_called_complete(folder: Path) -> None:
     write(folder, budget="[budget]\ngpu_hours = 0.01\n")
-    with pytest.raises(
-        ValueError,
-        match="stopped early, the budget refuses more trials at proxy, and none of its 0 trials is feasible; raise",
+    with refused(
+        "stopped early, the budget refuses more trials at proxy, and none of its 0 trials is feasible", hint="raise"
     ):
         pgolf("pgolf search s.toml --simulate world.py")
 

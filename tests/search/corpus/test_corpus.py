@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
 from pgolf_model.data.bytecount import load_tokenizer
 from pgolf_model.data.shards import read_shard, shard_paths
@@ -103,12 +104,12 @@ def test_a_built_dataset_is_kept_and_another_is_not_overwritten(tiny_docs: Path,
     build(corpus, dataset, tokenizer=tmp_path / "dataset" / "tokenizer.model", val_fraction=0.2, report=said.append)
     assert said == [f"{dataset} already holds this dataset: nothing to do"]
     assert (dataset / "manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=r"holds another dataset .*; delete it or choose another --out"):
+    with refused(r"holds another dataset .*", hint=r"delete it or choose another --out"):
         build(corpus, dataset, tokenizer=model, val_fraction=0.3)
     shard_paths(str(dataset), "val")[0].unlink()
-    with pytest.raises(ValueError, match="files missing or cut short; delete it to build it again"):
+    with refused("files missing or cut short", hint="delete it to build it again"):
         build(corpus, dataset, tokenizer=model, val_fraction=0.2)
-    with pytest.raises(ValueError, match="is not empty and holds no dataset; choose another --out"):
+    with refused("is not empty and holds no dataset", hint="choose another --out"):
         build(corpus, tmp_path, tokenizer=model, val_fraction=0.2)
 
 
@@ -116,7 +117,7 @@ def test_a_failed_build_leaves_nothing(tiny_data: Path, tmp_path: Path) -> None:
     """A bad line after good ones: the error names file and line, and neither output nor temporary folder exists."""
     docs = tmp_path / "docs.jsonl"
     docs.write_text('{"text": "a good document"}\n{"text": "another"}\n{"txt": 1}\n')
-    with pytest.raises(ValueError, match=r'docs\.jsonl:3: expected {"text": "\.\.\."}, got {"txt": 1}; fix or remove'):
+    with refused(r'docs\.jsonl:3: expected {"text": "\.\.\."}, got {"txt": 1}', hint=r"fix or remove"):
         build(corpus_from_files([docs]), tmp_path / "out", tokenizer=tiny_data / "tokenizer.model", val_fraction=0)
     assert [path.name for path in tmp_path.iterdir()] == ["docs.jsonl"]
 
@@ -129,7 +130,7 @@ def test_a_full_disk_is_said_clearly(dataset: Path, tiny_docs: Path, monkeypatch
 
     out = dataset.parent / "full"
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match=r"no space left on the disk of .*; free some"):
+    with refused(r"no space left on the disk of .*", hint=r"free some"):
         build(corpus_from_files([tiny_docs]), out, tokenizer=dataset / "tokenizer.model", val_fraction=0.2)
     assert [path.name for path in dataset.parent.iterdir()] == ["dataset"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from refusals import refused
 
 from pgolf_model.data.shards import shard_paths
 from search.commands.data import data
@@ -84,7 +85,7 @@ def test_an_interrupted_fetch_goes_on(repo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shard = repo / "datasets" / "datasets" / "fineweb10B_sp512" / "fineweb_train_000001.bin"
     shard.rename(tmp_path / "late.bin")
-    with pytest.raises(ValueError, match=r"no datasets/datasets/fineweb10B_sp512/fineweb_train_000001\.bin; see its"):
+    with refused(r"no datasets/datasets/fineweb10B_sp512/fineweb_train_000001\.bin", hint=r"see its"):
         fetch("sp512", out, train_shards=2, repo=str(repo))
     assert not (out / "manifest.json").exists()
     (tmp_path / "late.bin").rename(shard)
@@ -105,7 +106,7 @@ def test_a_damaged_download_is_not_taken(repo: Path, tmp_path: Path) -> None:
 
 def test_what_is_not_published_is_said(repo: Path, tmp_path: Path) -> None:
     """An unknown variant lists the known ones; too many shards and an odd manifest are told apart."""
-    with pytest.raises(ValueError, match="no variant 'sp9'; published there: sp512"):
+    with refused("no variant 'sp9'", hint="published there: sp512"):
         fetch("sp9", tmp_path / "a", repo=str(repo))
     with pytest.raises(ValueError, match=r"has \d+ training shards of sp512, got --train-shards 99"):
         fetch("sp512", tmp_path / "b", train_shards=99, repo=str(repo))
@@ -116,7 +117,7 @@ def test_what_is_not_published_is_said(repo: Path, tmp_path: Path) -> None:
 
 def test_another_dataset_is_not_overwritten(repo: Path, tiny_data: Path, tmp_path: Path) -> None:
     """Neither one of ours nor a folder of other files."""
-    with pytest.raises(ValueError, match=r"holds another dataset \(tiny\.jsonl\); delete it or choose another --out"):
+    with refused(r"holds another dataset \(tiny\.jsonl\)", hint=r"delete it or choose another --out"):
         fetch("sp512", tiny_data, repo=str(repo))
     with pytest.raises(ValueError, match="is not empty and holds no dataset"):
         fetch("sp512", tmp_path, repo=str(repo))
@@ -127,9 +128,7 @@ def test_no_network_is_said_and_names_the_way_without(tmp_path: Path, monkeypatc
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ValueError, match=r"cannot reach the Hugging Face hub .*; check the network, or build from local"
-    ):
+    with refused(r"cannot reach the Hugging Face hub .*", hint=r"check the network, or build from local"):
         fetch("sp1024", tmp_path / "out", repo="someone/nothing")
     with pytest.raises(ValueError, match="--repo must be a local folder or OWNER/NAME, got 'a/b/c'"):
         fetch("sp1024", tmp_path / "out", repo="a/b/c")

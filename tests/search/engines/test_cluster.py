@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refused
 
 from pgolf_model.config import RunConfig
 from search.brain.driver import Driver
@@ -341,7 +342,7 @@ def test_a_node_that_does_not_see_the_data_is_named(tmp_path: Path, cluster: Any
     driver = make_driver(tmp_path, Rung(name="proxy", trials=2, steps=1, gpus=1), seconds={"proxy": 1.0})
     nowhere = tmp_path / "mounted elsewhere"
     there = Driver(driver.study, NapMaker(nowhere, {"proxy": 1.0}))
-    with pytest.raises(ValueError, match=f"does not see {nowhere}; .*same path on all nodes"):
+    with refused(f"does not see {nowhere}", hint=".*same path on all nodes"):
         drive(there, cluster)
     assert not list(driver.study.dir.glob(f"*/*/{RESULT_FILE}"))
 

@@ -67,7 +67,7 @@ def test_ends_that_are_whole_can_be_those_of_a_real_number() -> None:
         ({"a": (4, 16)}, 'a: (4, 16) may be a range or options; write {"low": ..., "high": ...} or [option, ...]'),
         ({"a": {"low": 1}}, "a: SPACE must be"),
         ({"a": 3}, "a: SPACE must be"),
-        ({"a": {"low": 1, "high": 3, "lgo": True}}, "SPACE, a: unknown key 'lgo'"),
+        ({"a": {"low": 1, "high": 3, "lgo": True}}, "SPACE, a: unknown key: 'lgo'"),
         ({"a": {"low": 3, "high": 1}}, "a"),
         ({"a": {"low": 1, "high": "2"}}, "SPACE, a.high: expected float, got '2'"),
         ({"a": FloatDistribution(0, 1, step=0.1)}, "a: only whole numbers have a step"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from refusals import refused
 from simulated import STUDY
 
 from search.simulation.engine import run_simulated, simulated_driver
@@ -54,7 +55,7 @@ def study(tmp_path: Path) -> StudyConfig:
             HEAD + "def evaluate(params, rung):\n    return {}\n",
             r"world\.py:4: expected evaluate\(params, \*, rung, fidelity, seed\), got evaluate\(params, rung\)",
         ),
-        (RIGHT.replace("low=0", "low=2"), r"world\.py:3: ValueError: .*; mend"),
+        (RIGHT.replace("low=0", "low=2"), r"world\.py:3: UserError: .*; mend"),
         (RIGHT + "SPACE = 7\n", r"world\.py: SPACE or CONTROL: SPACE must be a Space, a list"),
         (RIGHT + "CONTROL = {'x': 3.0}\n", r"world\.py: SPACE or CONTROL: .*x.*; mend"),
         (RIGHT + "CONTROL = 3\n", r"CONTROL must be a dict of values by parameter, got 3"),
@@ -86,7 +87,7 @@ def test_an_answer_that_is_no_table_stops_the_study_and_the_mended_file_goes_on(
     """No trial is counted as failed for it."""
     path = tmp_path / "world.py"
     path.write_text(HEAD + f"def evaluate(params, *, rung, fidelity, seed):\n    return {answer}\n")
-    with pytest.raises(ValueError, match=rf"world\.py:4: {message}.*; it must return a dict with the numbers val_bpb"):
+    with refused(rf"world\.py:4: {message}.*", hint=r"it must return a dict with the numbers val_bpb"):
         run_file(path, study)
     assert all(r.result is None for r in read_records(study))
     path.write_text(RIGHT)
@@ -118,9 +119,7 @@ def test_a_forecast_that_is_no_size_names_its_line(
 ) -> None:
     path = tmp_path / "world.py"
     path.write_text(RIGHT + f"def predict_bytes(params):\n    return {answer}\n")
-    with pytest.raises(
-        ValueError, match=rf"world\.py.*: predict_bytes, given .*{message}.*; it must return a number of"
-    ):
+    with refused(rf"world\.py.*: predict_bytes, given .*{message}.*", hint=r"it must return a number of"):
         run_file(path, study)
 
 
@@ -130,7 +129,7 @@ def test_another_file_under_finished_trials_is_refused_with_the_ways_out(tmp_pat
     done = run_file(path, study)
     before = read_records(done)
     path.write_text(RIGHT + "# a remark\n")
-    with pytest.raises(ValueError, match=r"an older .*world\.py; put the old one back, .*remove .*world\.json"):
+    with refused(r"an older .*world\.py", hint=r"put the old one back, .*remove .*world\.json"):
         run_file(path, study)
     (done.dir / "world.json").unlink()
     assert read_records(run_file(path, study)) == before

@@ -43,7 +43,7 @@ def test_built_in_studies_load_by_name_and_survive_json(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("steps", "stepps"), "unknown key 'stepps'; did you mean 'steps'?"),
+        (("steps", "stepps"), "unknown key: 'stepps'; did you mean 'steps'?"),
         (("trials = 4", ""), "must say how many trials"),
         (("steps = 10", ""), "a budget needs steps or seconds"),
         (("steps = 10", 'steps = "ten"'), r"rungs[0].steps: expected int, got 'ten'"),

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 
 import pytest
 from click.testing import CliRunner
+from refusals import refused
 from submissions import CONFIG, SEEDS, finished_study
 
 from search.commands.export import export as export_command
@@ -148,7 +149,7 @@ def test_export_command_prints_the_folder_or_one_document(study: StudyConfig, tm
         export_command, [str(study.dir), "--trial", "top/0000", "--out", str(out), "--json"], catch_exceptions=False
     )
     assert json.loads(answer.stdout)["name"] == "tiny top/0000"
-    with pytest.raises(ValueError, match=r"study 'tiny' has no trial 'top/9'; the last ones are: top/0000"):
+    with refused(r"study 'tiny' has no trial 'top/9'", hint=r"the last ones are: top/0000"):
         CliRunner().invoke(
             export_command, [str(study.dir), "--trial", "top/9", "--out", str(out)], catch_exceptions=False
         )

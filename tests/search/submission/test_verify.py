@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from refusals import refused
 from submissions import finished_study
 
 from search.commands.evaluate import evaluate as evaluate_command
@@ -149,7 +150,7 @@ def test_missing_extra_and_changed_shards_are_found(folder: Path, tiny_data: Pat
 
 
 def test_a_folder_that_is_no_submission_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no such folder; give one made by `pgolf export`"):
+    with refused(r"no such folder", hint=r"give one made by `pgolf export`"):
         verify(tmp_path / "nothing")
     report = verify(tmp_path)
     assert (report.ok, len(report.problems)) == (False, 4)
