@@ -22,7 +22,7 @@ LIGHT = (
 THIRD_PARTY = {  # what each package may import besides the standard library, anywhere
     "pgolf_model": {"torch", "numpy", "sentencepiece", "zstandard", "triton", "flash_attn_interface"},
     "space": {"numpy"},
-    "trials": {"torch", "numpy"},
+    "trials": {"torch", "numpy", "psutil"},
     "search": {
         "numpy",
         "scipy",

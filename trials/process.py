@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from trials.spec import (
-    STOP_FILE,
-)
+import psutil
+
+from trials.spec import STOP_FILE
 
 POLL_SECONDS = 0.1
 
@@ -52,25 +52,12 @@ def wait_for(process: subprocess.Popen[bytes], timeout_seconds: float, folder: P
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """End the script and everything it started: torchrun's ranks have sessions of their own, no group holds them."""
-    family = descendants(process.pid)
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    for pid in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    """Children of `pid`, their children and so on, where /proc tells."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])  # after the name, which may hold anything
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        new = children.get(todo.pop(), [])
-        found += new
-        todo += new
-    return found

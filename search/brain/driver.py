@@ -56,7 +56,7 @@ from space.params import Scalar
 from space.points import point_key
 from trials.files import read_noun, refuse_full_disk, write_json
 from trials.rungs import Rung
-from trials.spec import RESULT_FILE, SCRIPT_FILE, SPEC_FILE, STOP_FILE, WORKER_LOG, TrialResult, TrialSpec
+from trials.spec import RESULT_FILE, SCRIPT_FILE, SPEC_FILE, STOP_FILE, TrialResult, TrialSpec
 
 DUPLICATES = 4  # points asked for in a row that are tried already, before a random new one is taken
 RANDOM_DRAWS = 200  # that may be tried already before the space counts as exhausted and a point is run again
@@ -135,16 +135,22 @@ class Driver:
                 return chosen
             self._refuse(chosen)
 
-    def finish(self, spec: TrialSpec, failure: str = "") -> TrialResult:
+    def finish(self, spec: TrialSpec, failure: str = "", *, exit_code: int | None = None) -> TrialResult:
         """Take in how a trial ended: its folder's result, or a failure when the worker left none.
 
         After a fault the trial is unfinished again: `next` hands it out once more.
+
+        Args:
+            failure: what is known of a worker that left no result.
+            exit_code: of the worker; None where it was lost.
+        Raises:
+            OSError: the worker left no result because the disk is full.
         """
         folder = trial_dir(self.study, spec.trial_id)
         if not (folder / RESULT_FILE).exists():
-            log = folder / WORKER_LOG
-            refuse_full_disk(log.read_text(encoding="utf-8", errors="replace") if log.exists() else "", folder)
-            write_json(folder / RESULT_FILE, TrialResult(status="failed", error=failure or "the worker left no result"))
+            refuse_full_disk(exit_code, folder)
+            error = failure or "the worker left no result"
+            write_json(folder / RESULT_FILE, TrialResult(status="failed", fault="lost", error=error))
         record = finished(folder, self._records[spec.trial_id].spec)
         assert record.result is not None
         self._in_flight.discard(spec.trial_id)

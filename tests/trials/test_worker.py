@@ -18,6 +18,7 @@ from processes import processes, wait_for
 from submissions import CONFIG, finished_study
 
 from pgolf_model.config import RunConfig
+from pgolf_model.errors import EXIT_DISK_FULL
 from search.bundle.script import bundle
 from search.engines.machine import worker_command
 from search.ladder.retry import second_attempt
@@ -26,6 +27,7 @@ from trials.run import BEGAN_FILE, run_trial
 from trials.spec import (
     ARTIFACT_FILE,
     EXIT_UNFINISHED,
+    FAULT_FILE,
     LOG_FILE,
     METRICS_FILE,
     RESULT_FILE,
@@ -67,7 +69,7 @@ def trial_folder(
     tmp_path: Path, script: str, *, seeds: tuple[int, ...] = (1,), timeout: float = 30.0, processes: int = 1
 ) -> Path:
     folder = tmp_path / "trial"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / SCRIPT_FILE).write_text(script)
     spec = TrialSpec(
         study="s", rung="r", number=0, params={}, config=RunConfig(), seeds=seeds, data_dir="d", tokenizer="t",
@@ -101,12 +103,12 @@ def test_a_crash_is_a_failed_result_with_the_end_of_its_log(tmp_path: Path) -> N
 
 def test_a_killed_script_is_a_failed_result(tmp_path: Path) -> None:
     result = run_trial(trial_folder(tmp_path, "import os; os.kill(os.getpid(), 9)"))
-    assert (result.status, "signal 9" in result.error) == ("failed", True)
+    assert (result.status, result.fault, "signal 9" in result.error) == ("failed", "signal", True)
 
 
 def test_a_script_without_metrics_is_a_failed_result(tmp_path: Path) -> None:
     result = run_trial(trial_folder(tmp_path, f"open({ARTIFACT_FILE!r}, 'w'); open({METRICS_FILE!r}, 'w').write('{{')"))
-    assert result.status == "failed"
+    assert (result.status, result.fault) == ("failed", "script")
     assert "without usable metrics" in result.error
 
 
@@ -119,13 +121,31 @@ def test_a_nan_in_the_metrics_never_becomes_a_score(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_no_result_but_a_reason_to_stop(tmp_path: Path) -> None:
     """The trial stays unfinished, to be run again when there is space."""
-    folder = trial_folder(tmp_path, "with open('/dev/full', 'wb') as full: full.write(b'x')")
+    folder = trial_folder(tmp_path, f"raise SystemExit({EXIT_DISK_FULL})")
     with pytest.raises(OSError, match="No space left on device"):
         run_trial(folder)
     answer = subprocess.run(worker_command(folder), text=True, capture_output=True, check=False)
-    assert answer.returncode == 1
+    assert answer.returncode == EXIT_DISK_FULL
     assert "No space left on device" in answer.stderr
     assert not (folder / RESULT_FILE).exists()
+
+
+def test_a_script_that_cannot_say_that_the_disk_is_full_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's script, or torchrun for its ranks, ends with 1: then the free space decides, not the message."""
+    folder = trial_folder(tmp_path, "with open('/dev/full', 'wb') as full: full.write(b'x')")
+    assert run_trial(folder).fault == "script", "there is space: the script wrote to something else"
+    monkeypatch.setattr("trials.files.FULL_BYTES", 2**62)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_trial(folder)
+
+
+def test_a_script_that_left_word_of_lost_memory_is_out_of_memory(tmp_path: Path) -> None:
+    """Whatever its log says; and a log that only talks about memory is the script's own fault."""
+    left = f"open({FAULT_FILE!r}, 'w').write('{{\"fault\": \"oom\"}}'); raise SystemExit(1)"
+    assert run_trial(trial_folder(tmp_path / "a", left)).fault == "oom"
+    assert run_trial(trial_folder(tmp_path / "b", "raise ValueError('out of memory')")).fault == "script"
 
 
 def test_a_divergence_is_a_result(tmp_path: Path) -> None:
@@ -143,7 +163,7 @@ def test_a_run_past_its_timeout_is_stopped_with_all_it_started(tmp_path: Path) -
     script = f"import subprocess, time; subprocess.Popen(['sleep', '{nap}']); time.sleep(600)"
     started = time.monotonic()
     result = run_trial(trial_folder(tmp_path, script, timeout=1.0))
-    assert result.status == "timeout"
+    assert (result.status, result.fault) == ("timeout", "timeout")
     assert "timeout_seconds" in result.error
     assert time.monotonic() - started < 10
     wait_for(lambda: f"sleep {nap}" not in processes())
