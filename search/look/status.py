@@ -20,7 +20,7 @@ from search.look.score_forecast import BpbForecast, forecast_study
 from search.study.config import STUDY_FILE, StudyConfig
 from search.study.journal import why_done
 from search.study.ledger import TrialRecord, best_record, trial_dir
-from search.study.next_steps import export_command, is_simulated, search_command, study_argument
+from search.study.next_steps import export_command, is_simulated, judge_command, search_command, study_argument
 from trials.files import read_progress
 from trials.rungs import Rung
 from trials.spec import METRICS_FILE, PROGRESS_FILE, RESULT_FILE
@@ -96,7 +96,7 @@ def study_status(
     begun = {trial.trial_id: trial for trial in live}
     best = best_record(study, tuple(records))
     gpu = sum(_spent(r, begun) * r.spec.gpus for r in records)
-    state = _state(study, records, alive=alive)
+    state = study_state(study, records, alive=alive)
     best_id = best.spec.trial_id if best else None
     return StudyStatus(
         study=study.name,
@@ -201,7 +201,7 @@ def _spent(record: TrialRecord, begun: dict[str, LiveTrial]) -> float:
     return record.spec.earlier_seconds + (trial.seconds if trial else 0.0)
 
 
-def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -> State:
+def study_state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -> State:
     """The end is the driver's word, or that the promotion rule has nothing left to start or nothing it can pay."""
     if alive:
         return "running"
@@ -239,10 +239,10 @@ def _modified(path: Path) -> float:
 def _next(study: StudyConfig, records: Sequence[TrialRecord], state: State, best: str | None) -> tuple[str, ...]:
     name = study_argument(study)
     commands = [
-        search_command(study, f"--{word}", r.spec.trial_id)
+        judge_command(study, r.spec.trial_id, verdict)
         for r in records
         if r.suspicious
-        for word in ("accept", "reject")
+        for verdict in ("accept", "reject")
     ]
     if state in ("not started", "interrupted", "stopped", "out of budget"):
         commands.append(search_command(study))
