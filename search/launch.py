@@ -36,7 +36,7 @@ def run_study(study: StudyConfig, running: Running) -> Driver:
     """
     from rich.console import Console
 
-    from search.engines.progress import follow, outlook
+    from search.engines.follow import follow, outlook
     from search.ladder.budget import out_of_reach
     from search.study.lock import driver_lock
 
@@ -51,7 +51,7 @@ def run_study(study: StudyConfig, running: Running) -> Driver:
         driver, events = _open_simulated(study, world) if world else _open(study, running)
         try:
             if driver.records:
-                known = outlook(study, driver.records)
+                known = outlook(study, driver.records, {})
                 console.print(f"going on with {len(driver.records)} known trials: {known}")
             follow(driver, events, console, every=SIMULATED_LINE_SECONDS if world else 0.0)
         except (KeyboardInterrupt, SystemExit):

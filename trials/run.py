@@ -17,6 +17,7 @@ from pathlib import Path
 
 from space.plain import from_plain
 from trials.files import read_lines, read_noun, refuse_full_disk
+from trials.live import BEGAN_FILE
 from trials.process import end_with_parent, kill_tree, wait_for
 from trials.spec import (
     ARTIFACT_FILE,
@@ -33,7 +34,6 @@ from trials.spec import (
 )
 
 LOG_TAIL_LINES = 30
-BEGAN_FILE = "began"  # in a seed's folder: its time is when the run began, its text the seconds of killed runs before
 _SEED_RUN_KEYS = tuple(SeedRun.__dataclass_fields__)
 
 

@@ -90,12 +90,12 @@ def _rung_cells(rungs: tuple[RungStatus, ...]) -> list[list[str]]:
 def _live_cells(live: tuple[LiveTrial, ...]) -> list[list[str]]:
     if not live:
         return []
-    rows = [["trial", "state", "seed", "step", "progress", "loss", "ms/step", "ETA"]]
+    rows = [["trial", "phase", "seed", "step", "trained", "loss", "ms/step", "ETA"]]
     for t in live:
         rows.append(
             [
                 t.trial_id,
-                "interrupted" if t.interrupted else "running" if t.seed is not None else "starting",
+                f"{t.phase}, interrupted" if t.interrupted else t.phase,
                 f"{min(t.seeds_done + 1, t.num_seeds)}/{t.num_seeds}",
                 str(t.step),
                 f"{t.progress:.0%}",
