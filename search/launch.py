@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -14,15 +16,36 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from search.brain.driver import Driver
-    from search.commands.options import Running
     from search.engines.events import Event
     from search.simulation.world import World
-    from search.study.config import StudyConfig
+    from search.study.config import EngineName, StudyConfig
 
     Opened = tuple[Driver, Generator[Event, None, None]]
 
 SIMULATED_LINE_SECONDS = 5.0  # a simulation has hundreds of events a second; it prints one line in so long
 STOPPED = 130  # exit code after Ctrl-C or SIGTERM
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Running:
+    """How a study is run, where the command line says something else than the study."""
+
+    engine: EngineName | None
+    data: tuple[str, ...]
+    cpus: float | None
+    gpus: float | None
+    ray_address: str
+    simulate: Path | None
+
+    def applied_to(self, study: StudyConfig) -> StudyConfig:
+        """The study with what the command line says."""
+        return replace(
+            study,
+            engine=self.engine or study.engine,
+            data=self.data or study.data,
+            cpus=study.cpus if self.cpus is None else self.cpus,
+            gpus=study.gpus if self.gpus is None else self.gpus,
+        )
 
 
 def run_study(study: StudyConfig, running: Running) -> Driver:

@@ -11,7 +11,7 @@ from search.commands import options
 from search.commands.tables import print_json
 
 if TYPE_CHECKING:
-    from search.commands.options import Running
+    from search.launch import Running
 
 
 @click.command()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from search.launch import Running
 
 if TYPE_CHECKING:
     from search.study.config import EngineName, StudyConfig
@@ -26,28 +27,6 @@ training_seeds = click.option(
     "--seed", "seeds", type=int, multiple=True, help="Seed of a training run; give it several times for several runs."
 )
 dry_run = click.option("--dry-run", is_flag=True, help="Print rungs, resources and worst-case cost; run nothing.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Running:
-    """How a study is run, where the command line says something else than the study."""
-
-    engine: EngineName | None
-    data: tuple[str, ...]
-    cpus: float | None
-    gpus: float | None
-    ray_address: str
-    simulate: Path | None
-
-    def applied_to(self, study: StudyConfig) -> StudyConfig:
-        """The study with what the command line says."""
-        return replace(
-            study,
-            engine=self.engine or study.engine,
-            data=self.data or study.data,
-            cpus=study.cpus if self.cpus is None else self.cpus,
-            gpus=study.gpus if self.gpus is None else self.gpus,
-        )
 
 
 def running(command: Callable[..., None]) -> Callable[..., None]:

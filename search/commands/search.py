@@ -13,7 +13,7 @@ from search.commands.tables import print_json
 
 if TYPE_CHECKING:
     from search.brain.driver import Driver
-    from search.commands.options import Running
+    from search.launch import Running
     from search.study.config import StudyConfig
     from search.study.ledger import TrialRecord
 
