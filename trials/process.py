@@ -40,7 +40,7 @@ def refuse_unwanted_work(folder: Path, parent: int) -> None:
 
 
 def wait_for(process: subprocess.Popen[bytes], timeout_seconds: float, folder: Path, parent: int) -> bool:
-    """Wait for the end; True when the time ran out first. Raises CalledOff when nobody wants the result any more."""
+    """Wait until the process ends; True when its time ran out first. CalledOff when nobody waits for its result."""
     deadline = time.monotonic() + timeout_seconds
     while process.poll() is None:
         refuse_unwanted_work(folder, parent)

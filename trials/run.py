@@ -166,7 +166,10 @@ def _command(spec: TrialSpec, script: Path, seed: int) -> list[str]:
 
 
 def _environment(spec: TrialSpec) -> dict[str, str]:
-    """Threads follow the trial's share of the machine; a trial without GPUs must not see any (automl R6)."""
+    """The parent's environment with threads for the trial's share of the cores, and no GPU for a trial without one.
+
+    Under Ray a trial that asks for no GPU would otherwise see them all.
+    """
     environment = dict(os.environ)
     environment["OMP_NUM_THREADS"] = str(max(1, int(spec.cpus) // spec.processes))
     if not spec.gpus:
