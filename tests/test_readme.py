@@ -167,7 +167,7 @@ def check_pgolf(words: list[str], *, is_inline: bool) -> None:
         assert is_inline, "a verb is missing"
         return
     try:
-        command.make_context(command.name, words, parent=context.parent)
+        command.make_context(command.name, list(words), parent=context.parent)
     except click.exceptions.Exit:  # --help and --version say what they say and leave
         pass
     except click.MissingParameter as error:
@@ -288,6 +288,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     prose = FENCED.sub("", page.read_text(encoding="utf-8"))
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in target]
     assert not [target for target in targets if target and not (page.parent / target).exists()]
+
+
+def test_the_benchmarks_page_names_every_script_and_links_every_result() -> None:
+    """A measurement that nobody can find was made in vain."""
+    page = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    assert not [path.name for path in RESULTS.parent.glob("bench_*.py") if f"`{path.name}`" not in page]
+    assert not [path.name for path in RESULTS.glob("*.md") if f"](results/{path.name})" not in page]
 
 
 def test_the_file_tree_names_every_room() -> None:
