@@ -32,7 +32,7 @@ PAGES = [
 README = ROOT / "README.md"
 MAP = ROOT / "CONTRIBUTING.md"  # the page with the file tree
 
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 SHELLS = ("sh", "bash", "shell")  # in these blocks every line is a command; in ```console those behind "$ "
 CHECKED = ("pgolf", "make", "python", "python3", "pytest", "cp")  # programs whose words are looked at
 TRUSTED = ("cd", "git", "pip", "ray", "source", "mkdir", "less")  # others that a page may tell to run
@@ -59,7 +59,7 @@ def commands_of(page: Path) -> Iterator[Command]:
     text = page.read_text(encoding="utf-8")
     for language, block in FENCED.findall(text):
         if language == "console":
-            for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            for part in re.split(r"^ *\$ ", block, flags=re.MULTILINE)[1:]:
                 line, _, output = part.replace("\\\n", " ").partition("\n")
                 yield Command(page=page, text=line.strip(), output=output.strip())
         elif language in SHELLS:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from importlib import import_module
 
 import click
-
-from search.cli import cli
 
 TITLE = """# Every command of pgolf
 
@@ -20,9 +19,9 @@ This page is made from the commands: change their help and run
 WIDTH = 100  # columns of a usage line; fixed, so that the terminal does not matter
 
 
-def reference() -> str:
-    """The whole page: the group first, then every command in the order of `pgolf --help`."""
-    return "\n\n".join([TITLE, *(_section(context) for context in _contexts(cli, None))]) + "\n"
+def reference(program: click.Group) -> str:
+    """The whole page: the program first, then every command in the order of its `--help`."""
+    return "\n\n".join([TITLE, *(_section(context) for context in _contexts(program, None))]) + "\n"
 
 
 def _contexts(command: click.Command, parent: click.Context | None) -> Iterator[click.Context]:
@@ -78,4 +77,4 @@ def _one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    print(reference(import_module("search.cli").cli), end="")  # by name: no room imports what lies above it
