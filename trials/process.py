@@ -13,9 +13,11 @@ from pathlib import Path
 
 import psutil
 
+from trials.environment import TRIAL_VARIABLE
 from trials.spec import STOP_FILE
 
 POLL_SECONDS = 0.1
+KILL_SECONDS = 10.0  # that a killed process may take to be gone
 
 
 class CalledOff(Exception):
@@ -48,6 +50,26 @@ def wait_for(process: subprocess.Popen[bytes], timeout_seconds: float, folder: P
             return True
         time.sleep(POLL_SECONDS)
     return False
+
+
+def become_subreaper() -> None:
+    """Ask Linux to make orphans among our descendants our children, so that none of them leaves the family."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def end_leftovers(folder: Path) -> None:
+    """Kill every process of the trial in `folder` but this one: daemons of its script, ranks of a killed worker.
+
+    They carry TRIAL_VARIABLE in their environment, whoever their parent is by now. Processes of other users, and those
+    that end meanwhile, are left alone.
+    """
+    mark = str(folder.absolute())
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(TRIAL_VARIABLE) == mark:
+                process.kill()
+                process.wait(KILL_SECONDS)
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:

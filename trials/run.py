@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from space.plain import from_plain
+from trials.environment import trial_environment
 from trials.files import read_lines, read_noun, refuse_full_disk
 from trials.live import BEGAN_FILE
-from trials.process import end_with_parent, kill_tree, wait_for
+from trials.process import end_leftovers, end_with_parent, kill_tree, wait_for
 from trials.spec import (
     ARTIFACT_FILE,
     FAULT_FILE,
@@ -107,7 +108,7 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
         process = subprocess.Popen(
             _command(spec, script, seed),
             cwd=seed_dir,
-            env=_environment(spec),
+            env=trial_environment(spec, script.parent, os.environ),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -118,6 +119,7 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
             timed_out = wait_for(process, spec.timeout_seconds, script.parent, parent)
         finally:
             kill_tree(process)
+            end_leftovers(script.parent)
     if timed_out:
         error = f"seed {seed}: still running after {spec.timeout_seconds:g} s; raise the rung's timeout_seconds"
         return SeedEnd(status="timeout", fault="timeout", error=error)
@@ -134,8 +136,8 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
 def _fault(seed_dir: Path, exit_code: int) -> Fault:
     """What ended a script: what it or a rank of it left word of, or the signal, or its own exception."""
     said = next(iter(read_lines(seed_dir / FAULT_FILE)), None)
-    if isinstance(said, dict) and said.get("fault") == "oom":
-        return "oom"
+    if isinstance(said, dict) and said.get("fault") in ("oom", "signal"):
+        return "oom" if said["fault"] == "oom" else "signal"
     return "signal" if exit_code < 0 else "script"
 
 
@@ -159,22 +161,10 @@ def _read_mark(mark: Path) -> float:
 def _command(spec: TrialSpec, script: Path, seed: int) -> list[str]:
     launcher = [sys.executable, "-u"]
     if spec.processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={spec.processes}"]
+        launcher += ["-P", "-m", "trials.gang", str(spec.processes)]  # -P: a file of the folder is no module of ours
     options = {"--data": spec.data_dir, "--tokenizer": spec.tokenizer, "--out": ".", "--seed": str(seed)}
     flags = ["--keep-checkpoint"] if spec.keep_checkpoint else []
     return [*launcher, str(script.absolute()), *(word for pair in options.items() for word in pair), *flags]
-
-
-def _environment(spec: TrialSpec) -> dict[str, str]:
-    """The parent's environment with threads for the trial's share of the cores, and no GPU for a trial without one.
-
-    Under Ray a trial that asks for no GPU would otherwise see them all.
-    """
-    environment = dict(os.environ)
-    environment["OMP_NUM_THREADS"] = str(max(1, int(spec.cpus) // spec.processes))
-    if not spec.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    return environment
 
 
 def _tail(log: str) -> str:

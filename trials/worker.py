@@ -14,7 +14,7 @@ from typing import IO
 
 from pgolf_model.errors import EXIT_DISK_FULL
 from trials.files import write_json
-from trials.process import CalledOff, refuse_unwanted_work
+from trials.process import CalledOff, become_subreaper, end_leftovers, refuse_unwanted_work
 from trials.run import run_trial
 from trials.spec import EXIT_UNFINISHED, RESULT_FILE
 
@@ -33,9 +33,11 @@ def main(argv: list[str]) -> int:
         return 2
     folder, parent = Path(argv[0]), int(argv[1])
     signal.signal(signal.SIGTERM, _stop)
+    become_subreaper()
     with (folder / ".worker.lock").open("w") as lock:
         try:
             _acquire(lock, folder, parent)
+            end_leftovers(folder)  # of a worker that was killed
             if not (folder / RESULT_FILE).exists():
                 write_json(folder / RESULT_FILE, run_trial(folder, parent=parent))
         except (CalledOff, BlockingIOError) as error:

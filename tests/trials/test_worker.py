@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -227,6 +228,75 @@ def test_a_gang_past_its_timeout_leaves_no_rank_behind(tmp_path: Path) -> None:
     assert result.status == "timeout", result.error
     assert (folder / "seed1" / "up").exists(), "the ranks never began"
     wait_for(lambda: f"{folder}/{SCRIPT_FILE}" not in processes())
+
+
+def test_a_gang_whose_rank_a_signal_ended_says_so(tmp_path: Path) -> None:
+    """torchrun ends with exit code 1 whatever happened to its ranks; a dead rank deserves a second attempt."""
+    script = "import os\nif os.environ['RANK'] == '1': os.kill(os.getpid(), 9)\nimport time; time.sleep(600)"
+    result = run_trial(trial_folder(tmp_path, script, timeout=60.0, processes=2))
+    assert (result.status, result.fault) == ("failed", "signal"), result.error
+
+
+DAEMON = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open("daemon", "w").write(str(os.getpid()))
+        time.sleep(600)
+    os._exit(0)
+while not os.path.exists("daemon") or not open("daemon").read(): time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)"])
+def test_a_daemon_of_the_script_ends_with_its_trial(tmp_path: Path, end: str) -> None:
+    """Forked twice, in a session of its own, deaf to SIGTERM, its parent gone."""
+    folder = trial_folder(tmp_path, DAEMON + (end or ANSWER))
+    result = run_trial(folder)
+    assert result.status == ("failed" if end else "complete")
+    assert not psutil.pid_exists(int((folder / "seed1" / "daemon").read_text()))
+
+
+def test_a_killed_worker_leaves_processes_that_the_next_one_ends(tmp_path: Path) -> None:
+    """kill -9 of the worker: the daemon lives on until the second attempt begins, and never beside it."""
+    script = DAEMON + "\nif os.path.exists('../again'): raise SystemExit(3)\ntime.sleep(600)"
+    folder = trial_folder(tmp_path, script)
+    worker = subprocess.Popen(worker_command(folder))
+    left = folder / "seed1" / "daemon"
+    wait_for(lambda: left.exists() and left.read_text() != "")
+    daemon = psutil.Process(int(left.read_text()))
+    worker.kill()
+    worker.wait()
+    assert daemon.is_running()
+    (folder / "again").touch()
+    assert subprocess.run(worker_command(folder), check=False).returncode == 0
+    assert not daemon.is_running()
+
+
+def test_a_scripts_environment_is_an_allow_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's ranks and a user's tokens stay out; paths, threads and what GPUs need go in."""
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "MASTER_ADDR",
+        "TORCHELASTIC_RUN_ID",
+        "HF_TOKEN",
+        "AWS_SECRET_KEY",
+    ):
+        monkeypatch.setenv(name, "7")
+    for name in ("NCCL_DEBUG", "LC_ALL", "TRITON_CACHE_DIR", "CUDA_HOME"):
+        monkeypatch.setenv(name, "x")
+    folder = trial_folder(tmp_path, "import json, os; json.dump(dict(os.environ), open('../env', 'w'))")
+    run_trial(folder)
+    seen = json.loads((folder / "env").read_text())
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "HF_TOKEN"} & set(seen)
+    assert "A_KEY" not in seen
+    assert {seen[name] for name in ("NCCL_DEBUG", "LC_ALL", "TRITON_CACHE_DIR", "CUDA_HOME")} == {"x"}
+    assert seen["PATH"] == os.environ["PATH"]
+    assert (seen["CUDA_VISIBLE_DEVICES"], seen["OMP_NUM_THREADS"]) == ("", "1")
 
 
 def test_a_stop_file_calls_the_worker_off(tmp_path: Path) -> None:
