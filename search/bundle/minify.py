@@ -20,7 +20,7 @@ def minify(modules: Iterable[Module], roots: Iterable[str]) -> str:
     """
     modules = tuple(modules)
     parsed = (node for module in modules for node in ast.parse(module.text).body)
-    statements = _reachable([_strip(node) for node in parsed], roots)
+    statements = reachable([_strip(node) for node in parsed], roots)
     _shorten_locals(statements, {i.bound for module in modules for i in module.imports})
     used = {name for statement in statements for name in names_in(statement)}
     imports = [i for module in modules for i in module.imports if i.bound in used]
@@ -38,7 +38,7 @@ def names_in(node: ast.AST) -> Iterator[str]:
     return (n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
 
 
-def _reachable(statements: list[ast.stmt], roots: Iterable[str]) -> list[ast.stmt]:
+def reachable(statements: list[ast.stmt], roots: Iterable[str]) -> list[ast.stmt]:
     """The statements that define the roots or anything they use, in their order."""
     by_name = {name: statement for statement in statements for name in defines(statement)}
     wanted = list(roots)

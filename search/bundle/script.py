@@ -29,6 +29,7 @@ from search.bundle.join import PACKAGE, Module, format_imports, join_modules
 from search.bundle.minify import minify
 
 ENTRY = "main"  # the module whose `main(CONFIG)` the script runs
+ROOTS = ("main", "RunConfig")  # the names that the script's last lines use
 UNPACKED_NAME = "<train_gpt>"  # what tracebacks call the unpacked source; registered in linecache
 ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})  # DESIGN section 5
 
@@ -62,7 +63,17 @@ def bundle(config: RunConfig) -> bytes:
     Raises:
         UserError: the package breaks a bundling rule (DESIGN section 5); names the module and the name.
     """
-    return _packed_package() + _TAIL.format(config=compact_repr(config)).encode()
+    return _packed_package() + _tail(config)
+
+
+def script_around(source: str, config: RunConfig) -> bytes:
+    """The self-extracting script of a program that is given as source text, with a config."""
+    return self_extracting(source) + _tail(config)
+
+
+def _tail(config: RunConfig) -> bytes:
+    """The last lines of the script: the config as plain text, and the call that runs it."""
+    return _TAIL.format(config=compact_repr(config)).encode()
 
 
 def code_bytes(config: RunConfig) -> int:
@@ -161,7 +172,7 @@ def _package_modules() -> tuple[Module, ...]:
 
 def pack_package() -> bytes:
     """Everything in the script but its config: 0.3 s of joining, stripping and compressing."""
-    return self_extracting(minify(_package_modules(), roots=("main", "RunConfig")))
+    return self_extracting(minify(_package_modules(), roots=ROOTS))
 
 
 @cache
