@@ -163,11 +163,14 @@ def history_figure(study: StudyConfig, analysis: Analysis) -> Figure | None:
     last = max(p.number for p in scored)
     y_range, _ = view_range([p.val_bpb or 0.0 for p in scored])
     pad = max(0.5, 0.03 * last)  # so that no marker is cut at the edge
+    axis: Figure = {"title": {"text": "trial number at its rung"}, "range": [-pad, last + pad]}
+    if last < 6:
+        axis["dtick"] = 1  # no halves of trials
     return {
         "data": [t for t in traces if t["x"]],
         "layout": {
             **base_layout(),
-            "xaxis": {"title": {"text": "trial number at its rung"}, "range": [-pad, last + pad]},
+            "xaxis": axis,
             "yaxis": {"title": {"text": "val_bpb"}, "range": list(y_range)},
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         },
@@ -229,8 +232,7 @@ def _knob_figure(
 def _knob_axis(values: Sequence[Scalar]) -> Figure:
     """A category axis for names and switches, logarithmic for a wide range of positive numbers, linear otherwise."""
     if not all(_is_number(v) for v in values):
-        names = sorted({figure_text(str(v)) for v in values})
-        return {"type": "category", "categoryarray": names, "range": [-0.5, len(names) - 0.5]}
+        return _name_axis(sorted({str(v) for v in values}))
     distinct = sorted({float(v) for v in values})
     low, high = distinct[0], distinct[-1]
     if low > 0 and high / low >= 8 and len(distinct) > 4:
@@ -249,6 +251,21 @@ def _knob_axis(values: Sequence[Scalar]) -> Figure:
     if len(distinct) <= 6 and closest * AXIS_CHARACTERS > max(map(len, labels)):
         axis |= {"tickvals": distinct, "ticktext": labels, "tickangle": 0}
     return axis
+
+
+def _name_axis(names: Sequence[str]) -> Figure:
+    """A category axis whose labels are cut to the room that each has."""
+    room = max(4, AXIS_CHARACTERS // len(names))
+    labels = [name if len(name) <= room else name[: room - 1] + "…" for name in names]
+    categories = [figure_text(name) for name in names]
+    return {
+        "type": "category",
+        "categoryarray": categories,
+        "range": [-0.5, len(names) - 0.5],
+        "tickvals": categories,
+        "ticktext": [figure_text(label) for label in labels],
+        "tickangle": 0,
+    }
 
 
 def _alternating(values: Sequence[float]) -> list[str]:

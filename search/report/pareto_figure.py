@@ -145,7 +145,6 @@ def _forecasts(study: StudyConfig, analysis: Analysis, scale: float) -> Trace:
         "name": f"forecast at {figure_text(study.rungs[-1].name)} ({len(rows)})",
         "legendrank": 250,
         "marker": {"color": colour, "symbol": f"{symbol}-open-dot", "size": 9},
-        "opacity": 0.85,
         "error_y": {
             "type": "data",
             "symmetric": False,
