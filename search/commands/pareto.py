@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("study")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Page to write [default: in the study].")
-@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw the main figure there, no page.")
+@click.option(
+    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw the main figure there and write no page."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and write no page.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the points as CSV and write no page.")
 def pareto(study: str, out: Path | None, png: Path | None, as_json: bool, as_csv: bool) -> None:
     """Write the page of val_bpb against bytes, every trial and its front on it.
 
     STUDY is a study's name, its folder, or its TOML file. The page is one HTML file that needs no network; its path
-    is printed. --png draws its main figure for a README, in at most 150 kB; that needs Chromium or Chrome.
+    is printed. --png draws its main figure alone, small enough for a README; that needs Chromium or Chrome.
 
     \b
     Example:

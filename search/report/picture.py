@@ -40,11 +40,11 @@ PICTURE = re.compile(r'data-picture="data:image/png;base64,([^"]+)"')
 WIDTH, HEIGHT = 1000, 560  # CSS pixels; a README shows about 850 of them side by side
 SCALES = (2.0, 1.5, 1.0)  # pixels to a CSS pixel; many screens have two
 FONT_SIZE = 14  # CSS pixels; the page has 12
-MOST_BYTES = 150_000  # of a picture that a repository should carry
+MOST_BYTES = 150_000  # of a picture in a repository
 
 
 def picture_png(study: StudyConfig, analysis: Analysis) -> bytes:
-    """The main figure as a PNG on white, at the largest of `SCALES` at which it takes at most 150 kB.
+    """The main figure as a PNG on white: at the first of `SCALES` at which it takes at most 150 kB, else at the last.
 
     Raises:
         UserError: no trial has a score, or there is no browser, or it draws nothing.
