@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from pgolf_model.config import Budget, RunConfig, TrainConfig
 from pgolf_model.errors import UserError
+from trials.settings import free
 
 TOKENS_PER_GPU_SECOND = 1e6  # a 9-layer record on an H100 (atlas: 8.2 M on eight), to compare seconds with steps
 
@@ -21,20 +22,20 @@ class Rung:
     name: str
     steps: int = 0  # training budget in optimizer steps; 0 is no limit
     seconds: float = 0.0  # training budget in seconds; 0 is no limit. Never for runs that share a GPU
-    trials: int = 0  # first rung only: configurations to ask for
-    keep: float = 0.25  # later rungs: share of the previous rung's results that is promoted ...
-    keep_min: float = 0.0  # ... at least this once the proxy has proved good; 0 is half of `keep`
-    keep_max: float = 0.0  # ... at most this while it has not; 0 is `keep`
-    min_promote: int = 1  # later rungs: at least so many, when there are as many
+    trials: int = free(0)  # first rung only: configurations to ask for
+    keep: float = free(0.25)  # later rungs: share of the previous rung's results that is promoted ...
+    keep_min: float = free(0.0)  # ... at least this once the proxy has proved good; 0 is half of `keep`
+    keep_max: float = free(0.0)  # ... at most this while it has not; 0 is `keep`
+    min_promote: int = free(1)  # later rungs: at least so many, when there are as many
     seeds: tuple[int, ...] = (1337,)  # every trial runs once per seed; its score is the mean
-    race_from: int = 0  # start with so many of the seeds and add one at a time while undecided; 0 runs them all
-    cpus: float = 1.0  # CPU cores of one trial
-    gpus: float = 0.0  # GPUs of one trial: a fraction, or a whole number
+    race_from: int = free(0)  # start with so many of the seeds and add one at a time while undecided; 0 runs them all
+    cpus: float = free(1.0)  # CPU cores of one trial
+    gpus: float = free(0.0)  # GPUs of one trial: a fraction, or a whole number
     processes: int = 1  # torchrun ranks; above 1 the trial is a gang on one node
     batch_tokens: int = 0  # overrides the configuration's batch when above 0
     val_tokens: int = 0  # scores only so many leading validation tokens when above 0
     curve: tuple[float, ...] = ()  # shares of the cap at which each checkpoint is packed and scored too
-    timeout_seconds: float = 0.0  # per seed, everything included; 0 picks one from the budget
+    timeout_seconds: float = free(0.0)  # per seed, everything included; 0 picks one from the budget
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:

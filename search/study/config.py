@@ -12,6 +12,7 @@ from space.params import Scalar
 from space.plain import from_plain
 from trials.files import read_noun
 from trials.rungs import Rung
+from trials.settings import free
 from trials.spec import TrialResult
 
 EngineName = Literal["ray", "local"]
@@ -61,11 +62,11 @@ class Caps:
 class Limits:
     """What a study may spend; 0 is no limit. A start that could cross one is refused (search.ladder.budget)."""
 
-    gpu_hours: float = 0.0
-    dollars: float = 0.0  # at `dollars_per_gpu_hour`
-    wall_seconds: float = 0.0  # of one launch
-    trials: int = 0  # over all rungs
-    reserve: float = 0.2  # share of hours and time that only the top rung may use: finalists and their fresh seeds
+    gpu_hours: float = free(0.0)
+    dollars: float = free(0.0)  # at `dollars_per_gpu_hour`
+    wall_seconds: float = free(0.0)  # of one launch
+    trials: int = free(0)  # over all rungs
+    reserve: float = free(0.2)  # share of hours and time for the top rung alone: finalists and their fresh seeds
 
     def __post_init__(self) -> None:
         for name in ("gpu_hours", "dollars", "wall_seconds", "trials"):
@@ -96,7 +97,7 @@ class StudyConfig:
     rungs: tuple[Rung, ...]
     caps: Caps = field(default_factory=Caps)
     question: Literal["best", "front"] = "best"
-    engine: EngineName = "ray"
+    engine: EngineName = free("ray")
     sampler: SamplerName = "surrogate"  # compared by tests/benchmarks/bench_search.py; a front is searched by TPE
     seed: int = 0  # of the sampler; never of a run
     control: bool = True  # run the space's control first and carry it to the top rung
@@ -107,13 +108,13 @@ class StudyConfig:
     points: tuple[StartPoint, ...] = ()  # further points to start from
     sample: bool = True  # then ask the sampler; without, the points above are all there is
     budget: Limits = field(default_factory=Limits)
-    anomaly_ratio: float = 0.9  # a val_bpb below this share of its rung's best stops the study and asks; 0 never does
-    max_infeasible: int = 200  # stop after so many forecasts over a cap in a row
+    anomaly_ratio: float = free(0.9)  # a val_bpb below this share of its rung's best stops the study; 0 never does
+    max_infeasible: int = free(200)  # stop after so many forecasts over a cap in a row
     storage: str = ""  # Optuna storage URL; empty is an SQLite file in the study's folder
-    folder: str = ""  # where trials are kept; empty is runs/NAME
-    cpus: float = 0.0  # what the local engine may use; 0 is every core of the machine
-    gpus: float = 0.0  # likewise; 0 is every GPU that CUDA_VISIBLE_DEVICES or nvidia-smi shows
-    dollars_per_gpu_hour: float = 2.5  # 8xH100 at about $20/h (atlas F)
+    folder: str = free("")  # where trials are kept; empty is runs/NAME
+    cpus: float = free(0.0)  # what the local engine may use; 0 is every core of the machine
+    gpus: float = free(0.0)  # likewise; 0 is every GPU that CUDA_VISIBLE_DEVICES or nvidia-smi shows
+    dollars_per_gpu_hour: float = free(2.5)  # 8xH100 at about $20/h (atlas F)
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
