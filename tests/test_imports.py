@@ -35,6 +35,7 @@ THIRD_PARTY = {  # what each package may import besides the standard library, an
         "ray",
         "plotly",
         "torch",
+        "packaging",
     },
 }
 ONLY_IN = {  # third-party package -> the modules that may import it

@@ -30,7 +30,7 @@ def doctor(study: str | None, data: tuple[str, ...], no_calibration: bool, as_js
     Example:
       pgolf doctor --study demo.toml
     """
-    from search.preflight.checks import describe_checks, failed
+    from search.preflight.checks import describe_checks, failed, plain_checks
     from search.study.config import load_study
     from space.plain import to_plain
 
@@ -40,7 +40,7 @@ def doctor(study: str | None, data: tuple[str, ...], no_calibration: bool, as_js
     folders = data or (config.data if config else ())
     checks, hardware = examine(config, folders, calibrated=not no_calibration)
     if as_json:
-        click.echo(json.dumps({"checks": to_plain(checks), "hardware": to_plain(hardware)}, indent=1))
+        click.echo(json.dumps({"checks": plain_checks(checks), "hardware": to_plain(hardware)}, indent=1))
     else:
         click.echo(describe_checks(checks))
     if failed(checks):

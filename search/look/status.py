@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -81,7 +82,8 @@ class StudyStatus:
     gpu_seconds: float  # trials' wall time x their GPUs, unfinished ones included
     cpu_seconds: float
     dollars: float
-    budget: str  # spent, committed and left, as the driver counts
+    gpu_hours_limit: float | None  # of [budget], the tighter of GPU-hours and dollars; None where neither is limited
+    budget: str  # GPU-hours spent, committed and left, as the driver counts, in a sentence
     noise: tuple[NoiseFloor, ...]  # per rung where a trial ran several seeds
     proxies: tuple[ProxyQuality, ...]  # how each rung has ranked what was promoted from it, and what it keeps
     forecasts: tuple[BpbForecast, ...]  # at the top rung: of what runs there, then of the best trials below it
@@ -96,6 +98,7 @@ def study_status(
     begun = {trial.trial_id: trial for trial in live}
     best = best_record(study, tuple(records))
     gpu = sum(_spent(r, begun) * r.spec.gpus for r in records)
+    books = account(study, records)
     state = _state(study, records, alive=alive)
     best_id = best.spec.trial_id if best else None
     return StudyStatus(
@@ -111,7 +114,8 @@ def study_status(
         gpu_seconds=gpu,
         cpu_seconds=sum(_spent(r, begun) * r.spec.cpus for r in records),
         dollars=gpu / 3600 * study.dollars_per_gpu_hour,
-        budget=describe_account(account(study, records)),
+        gpu_hours_limit=books.gpu_hours_limit if isfinite(books.gpu_hours_limit) else None,
+        budget=describe_account(books),
         noise=noise_floors(study, records),
         proxies=tuple(
             proxy_quality(study, records, lower=lower, upper=upper)

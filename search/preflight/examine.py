@@ -73,8 +73,10 @@ def examine(
 
 
 def _packages() -> tuple[list[str], dict[str, str]]:
-    """(requirements of this project, version by installed package)."""
+    """The requirements of this project, and the version of every installed package by its canonical name."""
     from importlib.metadata import PackageNotFoundError, distributions, requires
+
+    from packaging.utils import canonicalize_name
 
     from search.engines.machine import PACKAGE_ROOT
 
@@ -85,7 +87,7 @@ def _packages() -> tuple[list[str], dict[str, str]]:
 
         project = tomllib.loads((PACKAGE_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         required = list(project["dependencies"])
-    return required, {str(d.metadata["Name"]).lower(): d.version for d in distributions() if d.metadata["Name"]}
+    return required, {canonicalize_name(d.metadata["Name"]): d.version for d in distributions() if d.metadata["Name"]}
 
 
 def _calibrate(threads: int) -> tuple[Hardware | None, Check]:
@@ -106,12 +108,12 @@ def _calibrate(threads: int) -> tuple[Hardware | None, Check]:
         )
     except subprocess.TimeoutExpired:
         fix = "the device hangs or is busy: look at it with nvidia-smi or top"
-        return None, Check(name="speed", level="fail", found=f"no answer in {CALIBRATION_TIMEOUT:g} s", fix=fix)
+        return None, Check(name="speed", severity="fail", found=f"no answer in {CALIBRATION_TIMEOUT:g} s", fix=fix)
     except subprocess.CalledProcessError as error:
         tail = "\n".join(error.stderr.splitlines()[-5:])
-        return None, Check(name="speed", level="fail", found="training steps do not run", fix=tail)
+        return None, Check(name="speed", severity="fail", found="training steps do not run", fix=tail)
     found = from_plain(Hardware, json.loads(done.stdout.splitlines()[-1]), where="calibration")
-    return found, Check(name="speed", level="ok", found=found.name)
+    return found, Check(name="speed", severity="ok", found=found.name)
 
 
 def _two_steps(study: StudyConfig | None, dataset: Dataset, cpus: float, gpus: int) -> Check:

@@ -7,10 +7,10 @@ read as well, and refused when it imports anything but the standard library and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 from pgolf_model.data.shards import shard_paths
 from pgolf_model.errors import UserError
@@ -204,14 +206,23 @@ def _script_problems(folder: Path, script: FileFacts, provenance: Provenance) ->
         problems.append(_expected(f"{SCRIPT_FILE} sha256", provenance.script_sha256, script.sha256))
     requirements = folder / REQUIREMENTS_FILE
     text = requirements.read_text(encoding="utf-8") if requirements.is_file() else ""
-    named = set(re.findall(r"^([A-Za-z0-9_.-]+?)\s*(?:[=<>~!\[;@].*)?$", text, flags=re.MULTILINE))
     try:
-        foreign = foreign_imports(unpack_script((folder / SCRIPT_FILE).read_bytes()), ALLOWED_PACKAGES | named)
+        source = unpack_script((folder / SCRIPT_FILE).read_bytes())
+        foreign = foreign_imports(source, ALLOWED_PACKAGES | named_packages(text))
     except UserError as error:
         return [*problems, f"{SCRIPT_FILE}: {error}"]
     if foreign:
         problems.append(f"{SCRIPT_FILE} imports {', '.join(foreign)}, which {REQUIREMENTS_FILE} does not name")
     return problems
+
+
+def named_packages(requirements: str) -> set[str]:
+    """The packages that the text of a requirements file names; comments and pip's own options name none."""
+    named = set()
+    for line in requirements.splitlines():
+        with contextlib.suppress(InvalidRequirement):
+            named.add(Requirement(line.partition("#")[0].strip()).name)
+    return named
 
 
 def _artifact_problems(artifact: FileFacts, submission: Submission) -> list[str]:
