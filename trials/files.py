@@ -13,15 +13,24 @@ from space.plain import from_plain, to_plain
 from trials.spec import T
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a noun or plain value as JSON so that a reader sees the old file or the whole new one, never half."""
-    text = json.dumps(to_plain(value), indent=1, allow_nan=False)
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the whole new one, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
+    with temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """The same of a text, in UTF-8."""
+    write_atomically(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a noun or plain value as JSON, atomically; UTF-8, one key a line."""
+    write_text_atomically(path, json.dumps(to_plain(value), indent=1, allow_nan=False) + "\n")
 
 
 def refuse_full_disk(log: str, folder: Path) -> None:

@@ -60,7 +60,7 @@ def search(
       pgolf search 8xh100.toml --dry-run --hardware h100
       pgolf search 8xh100.toml --simulate surrogate.py --gpus 64
     """
-    from search.preflight.plan import describe, known_hardware, plan
+    from search.preflight.cost import cost_of, describe_cost, known_hardware
     from search.study.config import load_study
     from search.study.next_steps import is_simulated
     from space.plain import to_plain
@@ -82,8 +82,8 @@ def search(
             config = replace(config, name=f"{config.name}-simulated{seed}", seed=seed, folder="", storage="memory")
     if dry_run:
         named_space(config.space)
-        planned = plan(config, known_hardware(config, hardware))
-        click.echo(json.dumps(to_plain(planned), indent=1) if as_json else describe(planned))
+        cost = cost_of(config, known_hardware(config, hardware))
+        click.echo(json.dumps(to_plain(cost), indent=1) if as_json else describe_cost(cost))
         return
     verdicts: dict[str, Word] = {accept: "accepted"} if accept else {}
     verdicts |= {reject: "rejected"} if reject else {}

@@ -14,9 +14,10 @@ from typing import Literal
 
 from search.look.score_forecast import BpbForecast, forecast_study
 from search.study.config import StudyConfig
-from search.study.ledger import TrialRecord
+from search.study.ledger import CONTROL, TrialRecord
 from search.study.statistics import hypervolume, non_dominated, spearman
 from space.params import Scalar
+from space.words import count
 from trials.spec import Status, TrialResult
 
 PointStatus = Status | Literal["running", "interrupted"]
@@ -79,7 +80,7 @@ class Comparison:
             return "the control itself is the best so far"
         if self.standard_error is None:
             return (
-                f"{_count(self.best_seeds, 'seed')} against {_count(self.control_seeds, 'seed')}: "
+                f"{count(self.best_seeds, 'seed')} against {count(self.control_seeds, 'seed')}: "
                 "seed noise is not measured, so a small difference may be chance"
             )
         ratio = f"{abs(self.delta_bpb) / self.standard_error:.1f}" if self.standard_error else "many"
@@ -98,7 +99,7 @@ class RankAgreement:
     @property
     def note(self) -> str:
         """The number with what it rests on."""
-        promoted = _count(len(self.pairs), "promoted trial")
+        promoted = count(len(self.pairs), "promoted trial")
         if self.spearman is None:
             return f"{promoted} with a score at both rungs: rank agreement needs at least 3 that differ"
         caveat = " Few pairs: weak evidence." if len(self.pairs) < 8 else ""
@@ -124,7 +125,7 @@ class ForecastError:
     def note(self) -> str:
         """The errors in a sentence."""
         text = (
-            f"{_count(self.num_trials, 'trial')}: mean error {self.mean_relative:+.1%}, median size of the error "
+            f"{count(self.num_trials, 'trial')}: mean error {self.mean_relative:+.1%}, median size of the error "
             f"{self.median_absolute:.1%}, worst {self.worst_absolute:.1%}."
         )
         if self.num_intervals:
@@ -258,7 +259,7 @@ def analyse(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool =
     front_rung = next((rung.name for rung in reversed(study.rungs) if by_rung[rung.name]), None)
     scored = [p for p in rows if p.rung == front_rung and p.val_bpb is not None]
     best = min((p for p in scored if p.feasible), key=lambda p: (p.val_bpb or 0.0, p.number), default=None)
-    control = next((p for p in scored if p.label == "control"), None)
+    control = next((p for p in scored if p.label == CONTROL), None)
     return Analysis(
         points=rows,
         front_rung=front_rung,
@@ -336,7 +337,3 @@ def _xy(point: Point) -> tuple[float, float]:
     assert point.artifact_bytes is not None
     assert point.val_bpb is not None
     return float(point.artifact_bytes), point.val_bpb
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

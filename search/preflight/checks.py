@@ -18,7 +18,7 @@ from pgolf_model.errors import UserError
 from search.brain.maker import study_space
 from search.corpus.dataset import Dataset, open_dataset
 from search.ladder.promote import planned_trials
-from search.preflight.plan import rung_speed
+from search.preflight.cost import rung_speed
 from search.study.config import StudyConfig
 from space.forecast.hardware import Hardware
 from trials.rungs import Rung

@@ -8,13 +8,14 @@ from pgolf_model.config import RunConfig
 from search.corpus.manifest import TOKENIZER_FILE
 from search.submission.papers import READABLE_FILE, REQUIREMENTS_FILE, Provenance, Submission
 from space.plain import to_plain
+from space.words import count
 from trials.spec import ARTIFACT_FILE, SCRIPT_FILE
 
 
 def submission_readme(config: RunConfig, submission: Submission, provenance: Provenance) -> str:
     """Score, seeds, commands, bytes, rules and the whole configuration, as Markdown."""
     spread = f" +- {submission.val_bpb_std:.5f}" if len(submission.seeds) > 1 else ""
-    seeds = "1 seed" if len(submission.seeds) == 1 else f"{len(submission.seeds)} seeds"
+    seeds = count(len(submission.seeds), "seed")
     subset = (
         f"Scored on the first {provenance.scored_tokens:,} validation tokens only, as its rung asks: not comparable "
         "with scores of the whole set.\n\n"

@@ -26,7 +26,7 @@ from search.preflight.checks import (
     describe_checks,
     failed,
 )
-from search.preflight.plan import known_hardware, plan
+from search.preflight.cost import cost_of, known_hardware
 from search.study.config import StudyConfig, load_study
 from space.forecast.hardware import H100, HARDWARE_FILE, Hardware
 from space.plain import from_plain
@@ -144,15 +144,15 @@ def test_the_table_says_what_to_do_and_counts() -> None:
     assert (failed(checks), failed(checks[:1])) == (True, False)
 
 
-def test_a_plan_shows_the_forecast_where_the_hardware_is_known(tmp_path: Path) -> None:
+def test_the_dry_run_shows_the_forecast_where_the_hardware_is_known(tmp_path: Path) -> None:
     """By name, or by the file that doctor left in the study's folder; without either nothing is made up."""
     study = replace(load_study("demo.toml"), folder=str(tmp_path))
     assert known_hardware(study, None) is None
-    assert all(rung.control is None for rung in plan(study).rungs)
+    assert all(rung.control is None for rung in cost_of(study).rungs)
     write_json(tmp_path / HARDWARE_FILE, LAPTOP)
     assert known_hardware(study, None) == LAPTOP
     assert known_hardware(study, "h100") == H100
-    controls = [rung.control for rung in plan(study, LAPTOP).rungs]
+    controls = [rung.control for rung in cost_of(study, LAPTOP).rungs]
     assert [c.steps for c in controls if c] == [80, 240]
 
 

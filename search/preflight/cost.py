@@ -1,0 +1,213 @@
+"""What a study may cost, known before anything runs: `pgolf search STUDY --dry-run`.
+
+Two budgets appear here: a rung's, when one run ends (`pgolf_model.config.Budget`), and the study's, what all trials
+together may spend (`[budget]`, `search.study.config.Limits`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pgolf_model.config import RunConfig
+from search.engines.machine import this_machine
+from search.ladder.budget import account, out_of_reach, worst_seconds
+from search.ladder.promote import most_trials, planned_trials
+from search.ladder.race import control_seeds
+from search.ladder.retry import ATTEMPTS
+from search.study.config import StudyConfig
+from space.forecast.hardware import HARDWARE_FILE, Hardware, load_hardware
+from space.forecast.speed import SpeedEstimate, estimate_speed
+from space.spaces import named_space
+from space.words import count, duration
+from trials.rungs import Rung
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RungCost:
+    """What one rung runs and may cost. Worst cases: the most trials, every run until its timeout, one of each twice."""
+
+    name: str
+    trials: int  # it wants
+    most_trials: int  # it can get, when early promotions are overtaken
+    runs: int  # of the trials it wants: times seeds
+    budget: str  # of one run: "600 s" or "500 steps"
+    cpus: float  # per trial
+    gpus: float  # per trial
+    processes: int  # torchrun ranks per trial
+    train_gpu_hours: float | None  # training alone; None for budgets in steps, whose seconds depend on the machine
+    worst_gpu_hours: float
+    worst_dollars: float
+    worst_core_hours: float
+    worst_wall_seconds: float | None  # trials side by side as cores allow; None where a rung of the study asks for GPUs
+    control: SpeedEstimate | None = None  # forecast of the control's run; None where the hardware is unknown
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyCost:
+    """What a study runs and may cost, all rungs."""
+
+    study: str
+    space: str
+    artifact_bytes_cap: int
+    rungs: tuple[RungCost, ...]
+    worst_gpu_hours: float  # what trials can cost at most: the rungs' together, or the budget where that is less
+    worst_dollars: float
+    worst_core_hours: float  # the rungs' together
+    worst_wall_seconds: float | None  # one rung after another; None where a rung asks for GPUs
+    cores: int | None  # CPU cores that wall seconds are for; None likewise
+    budget: str  # the study's limits, in words
+    warnings: tuple[str, ...]  # rungs that the budget cannot reach
+
+
+def cost_of(study: StudyConfig, hardware: Hardware | None = None) -> StudyCost:
+    """What a study may cost; needs no data, no GPU and no Ray.
+
+    The worst case is a bound: runs that were killed with their worker, driver or node are all that can come on top.
+    Wall seconds are for the study's `cpus`, or for this machine's cores where it sets none.
+    """
+    on_cpus = not any(rung.gpus for rung in study.rungs)
+    cores = int(study.cpus or this_machine().cpus) if on_cpus else None
+    ladder = zip(study.rungs, planned_trials(study), most_trials(study), strict=True)
+    rungs = tuple(
+        _rung_cost(study, rung, trials=trials, most=most, cores=cores, hardware=hardware)
+        for rung, trials, most in ladder
+    )
+    worst_gpu_hours = min(sum(r.worst_gpu_hours for r in rungs), account(study, ()).gpu_hours_limit)
+    return StudyCost(
+        study=study.name,
+        space=study.space,
+        artifact_bytes_cap=study.caps.artifact_bytes,
+        rungs=rungs,
+        worst_gpu_hours=worst_gpu_hours,
+        worst_dollars=worst_gpu_hours * study.dollars_per_gpu_hour,
+        worst_core_hours=sum(r.worst_core_hours for r in rungs),
+        worst_wall_seconds=sum(r.worst_wall_seconds or 0.0 for r in rungs) if on_cpus else None,
+        cores=cores,
+        budget=describe_limits(study),
+        warnings=out_of_reach(study),
+    )
+
+
+def _rung_cost(
+    study: StudyConfig, rung: Rung, *, trials: int, most: int, cores: int | None, hardware: Hardware | None
+) -> RungCost:
+    """The cost of one rung that wants `trials` and can get `most`."""
+    of_control = 0  # runs that only the control has, for a noise floor
+    if rung is study.rungs[0] and study.control:
+        of_control = max(0, len(control_seeds(study, rung)) - len(rung.seeds))
+    runs = trials * len(rung.seeds) + of_control
+    lost = ATTEMPTS - 1  # seeds that finished are kept, so that each attempt but the last costs one run in vain
+    runs_of_trial = len(rung.seeds) + lost
+    worst = worst_seconds(rung, most * runs_of_trial + of_control)
+    wall = None
+    if cores is not None:
+        side_by_side = max(1, int(cores / rung.cpus) if rung.cpus else most)
+        wall = worst_seconds(rung, -(-most // side_by_side) * runs_of_trial + of_control)
+    limits = [f"{rung.steps} steps"] if rung.steps else []
+    limits += [f"{rung.seconds:g} s"] if rung.seconds else []
+    control = None
+    if hardware:
+        space = named_space(study.space)
+        control = rung_speed(rung, space.build(space.control), hardware)
+    return RungCost(
+        name=rung.name,
+        trials=trials,
+        most_trials=most,
+        runs=runs,
+        budget=" or ".join(limits),
+        cpus=rung.cpus,
+        gpus=rung.gpus,
+        processes=rung.processes,
+        train_gpu_hours=runs * rung.seconds * rung.gpus / 3600 if rung.seconds else None,
+        worst_gpu_hours=worst * rung.gpus / 3600,
+        worst_dollars=worst * rung.gpus / 3600 * study.dollars_per_gpu_hour,
+        worst_core_hours=worst * rung.cpus / 3600,
+        worst_wall_seconds=wall,
+        control=control,
+    )
+
+
+def known_hardware(study: StudyConfig, named: str | None) -> Hardware | None:
+    """The hardware that the study will run on: as named, else as `pgolf doctor` measured it, else None."""
+    measured = study.dir / HARDWARE_FILE
+    if named:
+        return load_hardware(named)[0]
+    return load_hardware(str(measured))[0] if measured.is_file() else None
+
+
+def rung_speed(rung: Rung, config: RunConfig, hardware: Hardware, *, val_tokens: int = 0) -> SpeedEstimate:
+    """The forecast of a configuration's run at a rung, on its GPUs or its share of one.
+
+    Args:
+        val_tokens: of the dataset; 0 takes the challenge's. The rung may score fewer.
+    """
+    share = rung.gpus if 0 < rung.gpus < 1 else 1.0
+    run = rung.apply(config, rung.seeds[0])
+    if val_tokens and run.eval.max_tokens > val_tokens:
+        run = replace(run, eval=replace(run.eval, max_tokens=0))
+    return estimate_speed(run, hardware, ranks=rung.processes, share=share, val_tokens=val_tokens)
+
+
+def describe_limits(study: StudyConfig) -> str:
+    """The study's `[budget]` in words, "no limit" where it sets none."""
+    limits, shown = study.budget, []
+    if limits.gpu_hours:
+        shown.append(f"{limits.gpu_hours:g} GPU-hours")
+    if limits.dollars:
+        shown.append(f"${limits.dollars:,.2f}")
+    if limits.wall_seconds:
+        shown.append(f"{limits.wall_seconds / 3600:g} hours a launch")
+    if limits.trials:
+        shown.append(f"{limits.trials} trials")
+    return f"{', '.join(shown)}; {limits.reserve:.0%} only for the top rung" if shown else "no limit"
+
+
+def describe_cost(cost: StudyCost) -> str:
+    """The cost as a plain table: GPU-hours and dollars, or core-hours and wall time where no rung asks for a GPU."""
+    lines = [f"study {cost.study}: space {cost.space}, cap {cost.artifact_bytes_cap:,} bytes"]
+    lines += _gpu_table(cost) if cost.worst_wall_seconds is None else _cpu_table(cost)
+    lines.append(f"budget: {cost.budget}")
+    lines += [f"warning: {warning}" for warning in cost.warnings]
+    lines += [f"{r.name:<10}control on {describe_control(r.control)}" for r in cost.rungs if r.control]
+    return "\n".join(lines)
+
+
+WORST_CASE = "worst case (most trials, every run until its timeout, one of each trial's twice)"
+_TITLES = f"{'rung':<10}{'trials':>7}{'most':>6}{'runs':>6}  {'budget':<16}{'cpus':>5}"
+
+
+def _row(rung: RungCost) -> str:
+    """The columns that both tables begin with."""
+    return f"{rung.name:<10}{rung.trials:>7}{rung.most_trials:>6}{rung.runs:>6}  {rung.budget:<16}{rung.cpus:>5g}"
+
+
+def _gpu_table(cost: StudyCost) -> list[str]:
+    """Titles, a row for each rung, and the sum."""
+    lines = [f"{_TITLES}{'gpus':>6}{'ranks':>6}{'train GPU-h':>13}{'worst GPU-h':>13}{'worst $':>10}"]
+    for r in cost.rungs:
+        train = "-" if r.train_gpu_hours is None else f"{r.train_gpu_hours:.2f}"
+        lines.append(
+            f"{_row(r)}{r.gpus:>6g}{r.processes:>6}{train:>13}{r.worst_gpu_hours:>13.2f}{r.worst_dollars:>10.2f}"
+        )
+    ladder, most = sum(r.worst_gpu_hours for r in cost.rungs), cost.worst_gpu_hours
+    allowed = f"; the budget allows {most:.1f}" if most < ladder else ""
+    return [*lines, f"{WORST_CASE}: {ladder:.1f} GPU-hours{allowed}, ${cost.worst_dollars:.2f}"]
+
+
+def _cpu_table(cost: StudyCost) -> list[str]:
+    """Titles, a row for each rung, and the sum, in core-hours and wall time."""
+    lines = [f"{_TITLES}{'ranks':>6}{'worst core-h':>14}{'worst time':>14}"]
+    lines += [
+        f"{_row(r)}{r.processes:>6}{r.worst_core_hours:>14.2f}{duration(r.worst_wall_seconds or 0.0):>14}"
+        for r in cost.rungs
+    ]
+    wall = f"{duration(cost.worst_wall_seconds or 0.0)} on {count(cost.cores or 0, 'core')}"
+    return [*lines, f"{WORST_CASE}: {cost.worst_core_hours:.1f} core-hours, {wall}"]
+
+
+def describe_control(speed: SpeedEstimate) -> str:
+    """The forecast of one run in one line."""
+    return (
+        f"{speed.ranks} x {speed.hardware}: {speed.steps:,} steps ({speed.steps_low:,} to {speed.steps_high:,}) of "
+        f"{1e3 * speed.step_seconds:.1f} ms, {speed.peak_memory_bytes / 2**20:,.0f} MiB, {speed.total_seconds:,.0f} s"
+    )
