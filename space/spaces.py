@@ -11,17 +11,26 @@ from collections.abc import Callable, Mapping
 
 from pgolf_model.config import Budget, EvalConfig, RunConfig, TrainConfig
 from space.knobs.groups import KnobGroup, Scale, Values, with_fields
-from space.knobs.model import (
-    attention_knobs,
+from space.knobs.parts import (
+    attention_output_knobs,
     embedding_knobs,
-    head_knobs,
-    late_loop_knobs,
-    loop_knobs,
+    mlp_knobs,
+    neighbour_knobs,
+    position_knobs,
     residual_knobs,
-    shape_knobs,
+    value_knobs,
 )
 from space.knobs.quant import QUANTIZATION, SOLVED, bit_knobs
-from space.knobs.recipe import data_knobs, optimizer_knobs, rate_knobs, sequence_knobs
+from space.knobs.recipe import (
+    data_knobs,
+    decay_knobs,
+    ending_knobs,
+    muon_knobs,
+    rate_knobs,
+    schedule_knobs,
+    sequence_knobs,
+)
+from space.knobs.size import head_knobs, late_loop_knobs, loop_knobs, shape_knobs
 from space.params import Scalar, Space, WarmStart, look_up
 from space.transfer import at_own_width
 
@@ -99,6 +108,8 @@ def core_groups(scale: Scale) -> tuple[KnobGroup, ...]:
         head_knobs(),
         sequence_knobs(scale),
         rate_knobs(scale),
+        decay_knobs(),
+        schedule_knobs(scale),
         bit_knobs(scale),
     )
 
@@ -110,13 +121,20 @@ def all_groups(scale: Scale) -> tuple[KnobGroup, ...]:
         loop_knobs(scale),
         late_loop_knobs(),
         head_knobs(),
-        attention_knobs(scale),
+        position_knobs(scale),
+        attention_output_knobs(),
+        value_knobs(scale),
         residual_knobs(),
-        embedding_knobs(scale),
+        mlp_knobs(),
+        neighbour_knobs(scale),
+        embedding_knobs(),
         sequence_knobs(scale),
         data_knobs(scale),
         rate_knobs(scale),
-        optimizer_knobs(),
+        decay_knobs(),
+        schedule_knobs(scale),
+        muon_knobs(),
+        ending_knobs(),
         bit_knobs(scale),
     )
 

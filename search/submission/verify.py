@@ -123,15 +123,14 @@ def verify(
     provenance = read_known(Provenance, folder / PROVENANCE_FILE)
     data = data or Path(provenance.data_dir)
     tokenizer = tokenizer or folder / TOKENIZER_FILE
-
     script, artifact = file_facts(folder / SCRIPT_FILE), file_facts(folder / ARTIFACT_FILE)
-    inputs = [
+    inputs = (
         *_script_problems(folder, script, provenance),
         *_artifact_problems(artifact, submission),
         *_tokenizer_problems(tokenizer, provenance),
         *_shard_problems(data, provenance),
-    ]
-    claims = [*_count_problems(script, artifact, submission), *_claim_problems(folder, submission)]
+    )
+    claims = (*_count_problems(script, artifact, submission), *_claim_problems(folder, submission))
     counted = VerifyReport(
         folder=str(folder),
         artifact_bytes=script.bytes + artifact.bytes,
@@ -141,17 +140,28 @@ def verify(
         problems=(*inputs, *claims),
     )
     if inputs:
-        return replace(counted, problems=(*counted.problems, "val_bpb was not computed again: the files above differ"))
-
+        return _with_problems(counted, "val_bpb was not computed again: the files above differ")
     say(f"running {SCRIPT_FILE} --evaluate in a clean process over {provenance.scored_tokens:,} tokens")
     try:
         found = run_submission(folder, val=data, tokenizer=tokenizer, max_tokens=provenance.max_tokens)
     except UserError as error:
-        return replace(counted, problems=(*counted.problems, f"{SCRIPT_FILE} did not run: {error}"))
+        return _with_problems(counted, f"{SCRIPT_FILE} did not run: {error}")
+    return _scored(counted, found, submission, provenance, tolerance)
+
+
+def _with_problems(report: VerifyReport, *problems: str) -> VerifyReport:
+    """The report with further problems."""
+    return replace(report, problems=(*report.problems, *problems))
+
+
+def _scored(
+    counted: VerifyReport, found: Evaluation, submission: Submission, provenance: Provenance, tolerance: float | None
+) -> VerifyReport:
+    """The report with the score computed again, compared with the claimed one."""
     if tolerance is None:
         same = (found.device, found.world_size) == (provenance.device, provenance.world_size)
         tolerance = SAME_DEVICE_TOLERANCE if same else OTHER_DEVICE_TOLERANCE
-    return replace(
+    report = replace(
         counted,
         val_bpb=found.val_bpb,
         val_loss=found.val_loss,
@@ -160,8 +170,8 @@ def verify(
         tokens=found.tokens,
         bytes=found.bytes,
         seconds=found.seconds,
-        problems=(*counted.problems, *_score_problems(found, submission, provenance, tolerance)),
     )
+    return _with_problems(report, *_score_problems(found, submission, provenance, tolerance))
 
 
 def run_submission(folder: Path, *, val: Path | str, tokenizer: Path, max_tokens: int = 0) -> Evaluation:

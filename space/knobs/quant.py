@@ -28,6 +28,7 @@ CLIP_SIGMAS: dict[int, float] = {2: 1.5, 3: 3.0, 4: 5.0, 5: 8.0, 6: 12.85, 7: 15
 
 QUANTIZATION = "quantization"  # the knob that decides who chooses the bytes
 SOLVED = "solved"
+EXPLICIT = When(parent=QUANTIZATION, values=("explicit",))
 # What the solver works with. At equal divergence from the trained model, with 2.7 bits per weight, 8 states and planned
 # columns needed 0.58 bits per weight less than GPTQ with uniform steps (a 6 x 256 model, one run).
 SOLVER = QuantConfig(
@@ -49,9 +50,7 @@ def at_cap(config: RunConfig, values: Mapping[str, Scalar], cap_bytes: int) -> R
 
 def bit_knobs(scale: Scale) -> KnobGroup:
     """Who chooses the bytes; bits of the embedding, and of attention and MLP matrices in either half of the depth."""
-    bits = scale.matrix_bits
-    explicit = When(parent=QUANTIZATION, values=("explicit",))
-    params: list[Param] = [
+    params: tuple[Param, ...] = (
         ChoiceParam(
             name=QUANTIZATION,
             options=(SOLVED, "explicit"),
@@ -63,32 +62,19 @@ def bit_knobs(scale: Scale) -> KnobGroup:
             low=5,
             high=8,
             tag="scale_free",
-            when=explicit,
+            when=EXPLICIT,
             doc="tied embedding; 8 to 7 cost nothing in records, 6 cost +.048 bpb without GPTQ",
         ),
-    ]
-    params += [
-        IntParam(
-            name=f"{role}_bits_{depth}",
-            low=bits[0],
-            high=bits[1],
-            tag="scale_free",
-            when=explicit,
-            doc=f"{what} of the {'first' if depth == 'early' else 'second'} half of the blocks; see CLIP_SIGMAS",
-        )
-        for role, what in (("attn", "attention matrices"), ("mlp", "MLP matrices"))
-        for depth in ("early", "late")
-    ]
-    params.append(
+        *_bits_of_blocks(scale),
         FloatParam(
             name="clip_scale",
             low=0.8,
             high=1.25,
             log=True,
             tag="scale_free",
-            when=explicit,
+            when=EXPLICIT,
             doc="multiplies every matrix clip: the bytes between one bitwidth and the next",
-        )
+        ),
     )
 
     def fields(values: Values) -> Fields:
@@ -116,4 +102,21 @@ def bit_knobs(scale: Scale) -> KnobGroup:
         "mlp_bits_late": 6,
         "clip_scale": 1.0,
     }
-    return KnobGroup(params=tuple(params), baseline=baseline, fields=fields)
+    return KnobGroup(params=params, baseline=baseline, fields=fields)
+
+
+def _bits_of_blocks(scale: Scale) -> tuple[IntParam, ...]:
+    """Bits of attention and MLP matrices, in the first and in the second half of the blocks."""
+    low, high = scale.matrix_bits
+    return tuple(
+        IntParam(
+            name=f"{role}_bits_{depth}",
+            low=low,
+            high=high,
+            tag="scale_free",
+            when=EXPLICIT,
+            doc=f"{what} of the {'first' if depth == 'early' else 'second'} half of the blocks; see CLIP_SIGMAS",
+        )
+        for role, what in (("attn", "attention matrices"), ("mlp", "MLP matrices"))
+        for depth in ("early", "late")
+    )
