@@ -29,7 +29,7 @@ from search.corpus.manifest import (
     TokenizerAudit,
     read_manifest,
 )
-from search.corpus.shards import SHARD_TOKENS, ShardWriter, disk_errors, stream_bytes
+from search.corpus.shard_writer import SHARD_TOKENS, ShardWriter, disk_errors, stream_bytes
 from search.corpus.tokenizer import (
     Normalization,
     audit_batch,

@@ -10,7 +10,7 @@ from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
 from pgolf_model.data.shards import read_shard
 from pgolf_model.errors import UserError
 from search.corpus.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
-from search.corpus.shards import file_sha256, scan_shard
+from search.corpus.shard_writer import file_sha256, scan_shard
 from search.corpus.tokenizer import tokenizer_hash
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pgolf_model.errors import UserError
-from search.corpus.shards import file_sha256
+from search.corpus.shard_writer import file_sha256
 
 T = TypeVar("T")
 BATCH_DOCS = 1024

@@ -19,7 +19,7 @@ from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
 from pgolf_model.data.shards import read_shard
 from pgolf_model.errors import UserError
 from search.corpus.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
-from search.corpus.shards import disk_errors, scan_shard, shard_info
+from search.corpus.shard_writer import disk_errors, scan_shard, shard_info
 from search.corpus.tokenizer import normalization_of, tokenizer_hash
 from trials.files import write_json
 

@@ -14,7 +14,7 @@ from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
 from pgolf_model.errors import UserError
 from search.corpus.documents import batches
 from search.corpus.manifest import TokenizerAudit
-from search.corpus.shards import file_sha256, stream_bytes
+from search.corpus.shard_writer import file_sha256, stream_bytes
 
 Normalization = Literal["nmt_nfkc", "identity"]
 

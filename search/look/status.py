@@ -179,13 +179,14 @@ def _live(study: StudyConfig, record: TrialRecord, *, alive: bool) -> LiveTrial:
 
 
 def _forecasts(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[BpbForecast, ...]:
-    """What trials would score at the top rung; curves are read only while something runs there."""
+    """Forecasts at the top rung; learning curves are read only while a trial runs there."""
     top = [r for r in records if r.spec.rung == study.rungs[-1].name]
-    curves = {r.spec.trial_id: _curve(study, r) for r in top} if any(r.result is None for r in top) else {}
-    return forecast_study(study, records, curves)
+    running = any(r.result is None for r in top)
+    learning_curves = {r.spec.trial_id: _learning_curve(study, r) for r in top} if running else {}
+    return forecast_study(study, records, learning_curves)
 
 
-def _curve(study: StudyConfig, record: TrialRecord) -> list[tuple[float, float]]:
+def _learning_curve(study: StudyConfig, record: TrialRecord) -> list[tuple[float, float]]:
     """(progress, train_loss) of the first seed."""
     path = trial_dir(study, record.spec.trial_id) / f"seed{record.spec.seeds[0]}" / PROGRESS_FILE
     return [(r["progress"], r["train_loss"]) for r in read_progress(path) if "progress" in r and "train_loss" in r]
