@@ -1,4 +1,4 @@
-"""Imports point one way, pgolf_model <- space <- trials <- search, and heavy packages stay in few files (DESIGN 3)."""
+"""Imports point one way, pgolf_model <- space <- trials <- search, and heavy packages stay in few files."""
 
 from __future__ import annotations
 

@@ -8,15 +8,15 @@ from pgolf_model.config import Budget, RunConfig, TrainConfig
 from pgolf_model.errors import UserError
 from trials.settings import free
 
-TOKENS_PER_GPU_SECOND = 1e6  # a 9-layer record on an H100 (atlas: 8.2 M on eight), to compare seconds with steps
+TOKENS_PER_GPU_SECOND = 1e6  # of a 9-layer record on an H100 (8.2 M/s on eight), to compare seconds with steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rung:
-    """A complete short run with its own schedule, never a truncated long one (DESIGN idea 4).
+    """A complete short run with its own schedule. A long run that is cut short would rank configurations differently.
 
-    The first rung says how many `trials` it asks the sampler for; every later rung takes the best `keep` share of
-    the one before it, at least `min_promote`.
+    The first rung says how many `trials` it asks the sampler for. Every later rung takes the best `keep` share of the
+    rung before it, at least `min_promote`.
     """
 
     name: str

@@ -79,12 +79,12 @@ class Line:
 def fit_line(
     x: Array, y: Array, *, gain: float, gain_sd: float, slope_sds: Sequence[float], around: Array | None = None
 ) -> Line:
-    """The most plausible line of y on the columns of x under normal priors and t noise.
+    """Return the most probable line of y on the columns of x under normal priors and Student's t noise.
 
     Args:
         x: (n, features) predictors, n may be 0.
-        around: (features,) the point that `gain` is meant for while n is 0.
-        y: (n,) what to predict.
+        y: (n,) values to predict.
+        around: (features,) centre of the features while n is 0.
         gain, gain_sd: prior of y at the mean of x.
         slope_sds: (features,) deviations of the slopes' priors, which are centred at 0.
     """
@@ -116,7 +116,7 @@ def fit_line(
 
 
 def predict(line: Line, x: Array) -> tuple[Array, Array, Array]:
-    """(n,) centres and half widths of the 50 % and the 90 % intervals at the rows of x."""
+    """Return three arrays (n,): centres, and half widths of the 50 % and of the 90 % intervals, at the rows of x."""
     import numpy as np
 
     design = np.concatenate([np.ones((len(x), 1)), x - line.centre], axis=1)
@@ -125,7 +125,7 @@ def predict(line: Line, x: Array) -> tuple[Array, Array, Array]:
 
 
 def proxy_line(x: Array, gains: Array, *, ratio: float, around: Array) -> Line:
-    """The line from proxies to the rung above.
+    """Return the line from scores at one rung to scores at the rung above.
 
     Args:
         x: (n, 2) log of score and of seconds per step, of the trials that have a score at both rungs.
@@ -151,7 +151,7 @@ def forecast_study(
 
 
 def forecast_proxies(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[BpbForecast, ...]:
-    """Forecasts at the top rung of the best unpromoted trials of the rung below, best first, control included."""
+    """Return forecasts at the top rung of the best unpromoted trials below it and of the control, best first."""
     if len(study.rungs) < 2:
         return ()
     lower, upper = study.rungs[-2:]
@@ -171,7 +171,7 @@ def forecast_records(
     lower: Rung,
     upper: Rung,
 ) -> tuple[BpbForecast, ...]:
-    """Forecasts at `upper` of trials that have a score at `lower`, from the pairs that have both."""
+    """Return forecasts at `upper` of trials that have a score at `lower`, from the pairs that have both scores."""
     import numpy as np
 
     if not records:
@@ -192,7 +192,9 @@ def forecast_running(
     records: Sequence[TrialRecord],
     learning_curves: Mapping[str, LearningCurve],
 ) -> tuple[BpbForecast, ...]:
-    """Forecasts of the top rung's unfinished trials: from their proxies, or from their curves where those say more.
+    """Return forecasts of the top rung's unfinished trials.
+
+    Each comes from the score at the rung below or from the learning curve, whichever gives the narrower interval.
 
     Args:
         learning_curves: of the first seed of every trial at the top rung that has one, finished or not.
@@ -225,9 +227,10 @@ def _from_learning_curve(
     scored: Sequence[TrialRecord],
     learning_curves: Mapping[str, LearningCurve],
 ) -> BpbForecast | None:
-    """Forecast of where a learning curve ends, from earlier trials of the rung: where they were, and where they ended.
+    """Return the forecast of the score at the end of a learning curve.
 
-    None before enough of the run is over, and while no trial of the study has a score.
+    It compares the curve with those of earlier trials of the rung at the same progress. None before WINDOW of the run
+    is over, and while no trial of the study has a score.
     """
     import numpy as np
 
@@ -251,7 +254,7 @@ def _from_learning_curve(
 
 
 def loss_at(curve: LearningCurve, progress: float) -> float:
-    """Mean training loss over the window before `progress`; the nearest record where the window is empty."""
+    """Return the mean training loss over the window before `progress`; the nearest record's if the window is empty."""
     inside = [loss for at, loss in curve if progress - WINDOW < at <= progress + 1e-9]
     return sum(inside) / len(inside) if inside else min(curve, key=lambda point: abs(point[0] - progress))[1]
 
@@ -266,6 +269,7 @@ def _forecast(
     most: float,
     num_pairs: int,
 ) -> BpbForecast:
+    """Return the forecast for a score now, a log gain and the half widths of its 50 % and 90 % intervals."""
     low90, low50, middle, high50, high90 = (score * exp(gain + step) for step in (-most, -half, 0.0, half, most))
     return BpbForecast(
         trial_id=trial_id,
@@ -281,20 +285,22 @@ def _forecast(
 
 
 def _pairs(below: Mapping[int, TrialRecord], above: Sequence[TrialRecord]) -> list[tuple[TrialRecord, TrialRecord]]:
-    """(at the lower rung, at the upper) of every trial that has a score at both."""
+    """Return (record at the lower rung, record at the upper) of every trial that has a score at both."""
     return [(below[r.spec.parent], r) for r in above if r.spec.parent in below and _scored(r)]  # type: ignore[index]
 
 
 def _scored(record: TrialRecord) -> bool:
+    """Return whether the trial has a score that nobody doubts."""
     return record.status == "complete" and not record.suspicious
 
 
 def _bpb(record: TrialRecord) -> float:
+    """Return the score; inf without one."""
     return record.result.val_bpb if record.result else inf
 
 
 def _features(record: TrialRecord) -> tuple[float, float]:
-    """log of the score and of the seconds per step."""
+    """Return the logarithms of the score and of the seconds per step."""
     assert record.result is not None
     steps = sum(run.steps for run in record.result.runs)
     seconds = sum(run.train_seconds for run in record.result.runs)

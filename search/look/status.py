@@ -1,6 +1,6 @@
-"""Where a study stands: trials per rung and state, what runs now and when it ends, what was spent. Pure but for files.
+"""The state of a study: trials by rung and status, running trials and their ends, costs. It only reads files.
 
-Everything is read from the study's folder, so it can be asked while a driver runs, after a crash, or from elsewhere.
+All facts come from the study's folder, so they can be read while a driver runs, after a crash, or on another machine.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class RungStatus:
     best: str | None  # lowest feasible val_bpb at this rung
     best_val_bpb: float | None
     best_artifact_bytes: int | None
-    devices: tuple[str, ...] = ()  # its runs ran on; several make budgets in seconds, and so scores, incomparable
+    devices: tuple[str, ...] = ()  # that its runs used; on several, runs with budgets in seconds do not compare
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveTrial:
-    """A trial that has begun and not ended: its newest progress record, or zeros before the first."""
+    """A trial that has begun and not ended, by its newest progress record; zeros before the first record."""
 
     trial_id: str
     interrupted: bool
@@ -68,7 +68,7 @@ class LiveTrial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyStatus:
-    """What `pgolf status` says."""
+    """All facts that `pgolf status` shows."""
 
     study: str
     folder: str
@@ -85,15 +85,15 @@ class StudyStatus:
     gpu_hours_limit: float | None  # of [budget], the tighter of GPU-hours and dollars; None where neither is limited
     budget: str  # GPU-hours spent, committed and left, as the driver counts, in a sentence
     noise: tuple[NoiseFloor, ...]  # per rung where a trial ran several seeds
-    proxies: tuple[ProxyQuality, ...]  # how each rung has ranked what was promoted from it, and what it keeps
-    forecasts: tuple[BpbForecast, ...]  # at the top rung: of what runs there, then of the best trials below it
+    proxies: tuple[ProxyQuality, ...]  # how well each rung has ranked the trials promoted from it, and its keep share
+    forecasts: tuple[BpbForecast, ...]  # at the top rung: of its running trials, then of the best trials below it
     next: tuple[str, ...]  # commands that make sense now
 
 
 def study_status(
     study: StudyConfig, records: Sequence[TrialRecord], *, driver: int | None, alive: bool, now: float
 ) -> StudyStatus:
-    """The status at Unix time `now`."""
+    """Return the status at Unix time `now`."""
     live = tuple(_live(study, r, alive=alive) for r in records if r.result is None and _seed_dirs(study, r))
     begun = {trial.trial_id: trial for trial in live}
     best = best_record(study, tuple(records))
@@ -151,7 +151,7 @@ def _rung_status(
 
 
 def _live(study: StudyConfig, record: TrialRecord, *, alive: bool) -> LiveTrial:
-    """Progress over the trial's seeds, which run one after another."""
+    """Return a trial's progress over its seeds, which run one after another."""
     last = {folder: list(read_progress(folder / PROGRESS_FILE))[-1:] for folder in _seed_dirs(study, record)}
     done = [folder for folder in last if (folder / METRICS_FILE).exists()]
     newest = max((f for f in last if f not in done and last[f]), key=_modified, default=None)
@@ -179,7 +179,7 @@ def _live(study: StudyConfig, record: TrialRecord, *, alive: bool) -> LiveTrial:
 
 
 def _forecasts(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[BpbForecast, ...]:
-    """Forecasts at the top rung; learning curves are read only while a trial runs there."""
+    """Return forecasts at the top rung; learning curves are read only while a trial runs there."""
     top = [r for r in records if r.spec.rung == study.rungs[-1].name]
     running = any(r.result is None for r in top)
     learning_curves = {r.spec.trial_id: _learning_curve(study, r) for r in top} if running else {}
@@ -187,19 +187,19 @@ def _forecasts(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[BpbF
 
 
 def _learning_curve(study: StudyConfig, record: TrialRecord) -> list[tuple[float, float]]:
-    """(progress, train_loss) of the first seed."""
+    """Return (progress, train_loss) of the trial's first seed, in order."""
     path = trial_dir(study, record.spec.trial_id) / f"seed{record.spec.seeds[0]}" / PROGRESS_FILE
     return [(r["progress"], r["train_loss"]) for r in read_progress(path) if "progress" in r and "train_loss" in r]
 
 
 def _seed_dirs(study: StudyConfig, record: TrialRecord) -> list[Path]:
-    """Folders of the seeds that have begun; names that are not ours are left alone."""
+    """Return the folders of the seeds that have begun."""
     folder = trial_dir(study, record.spec.trial_id)
     return [path for seed in record.spec.seeds if (path := folder / f"seed{seed}").is_dir()]
 
 
 def _spent(record: TrialRecord, begun: dict[str, LiveTrial]) -> float:
-    """Seconds of all attempts."""
+    """Return the seconds of all attempts so far."""
     if record.result:
         return record.spec.earlier_seconds + record.result.seconds
     trial = begun.get(record.spec.trial_id)
@@ -207,7 +207,7 @@ def _spent(record: TrialRecord, begun: dict[str, LiveTrial]) -> float:
 
 
 def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -> State:
-    """The end is the driver's word, or that the promotion rule has nothing left to start or nothing it can pay."""
+    """Return the state. A study has ended if its driver said so, or if the promotion rule would start nothing more."""
     if alive:
         return "running"
     if not records:
@@ -226,6 +226,7 @@ def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -
 
 
 def _elapsed(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool, now: float) -> float | None:
+    """Return the seconds from the launch to now, or to the last result of a study without a driver; None if unknown."""
     launched = study.dir / STUDY_FILE
     if not launched.exists() or not records:
         return None
@@ -238,10 +239,12 @@ def _elapsed(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool,
 
 
 def _modified(path: Path) -> float:
+    """Return the Unix time of a file's last change."""
     return path.stat().st_mtime
 
 
 def _next(study: StudyConfig, records: Sequence[TrialRecord], state: State, best: str | None) -> tuple[str, ...]:
+    """Return the commands that make sense in this state."""
     name = study_argument(study)
     commands = [
         search_command(study, f"--{word}", r.spec.trial_id)

@@ -1,4 +1,4 @@
-"""What could waste money before a study starts: every check a function of facts, answering with what to do about it."""
+"""Checks before a study starts. Each is a function of facts that returns a finding and how to repair it."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ SPREAD_OF_SPEED = 1.5  # a calibration whose own error is above this factor says
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One finding: a failure stops a study or its worth, a warning may."""
+    """One finding. A failure would stop a study or spoil its results, a warning may."""
 
     name: str
     severity: Severity
     found: str
-    fix: str = ""  # what to do; empty when all is well
+    fix: str = ""  # how to repair it; empty for "ok"
 
 
 def failed(checks: Sequence[Check]) -> bool:
-    """Whether anything has to be repaired first."""
+    """Return whether a check failed."""
     return any(check.severity == "fail" for check in checks)
 
 
 def check_python(version: tuple[int, int]) -> Check:
-    """3.11 is the oldest that the code can run on."""
+    """Fail below Python 3.11, the oldest version that the code runs on."""
     found = ".".join(map(str, version))
     if version < (3, 11):
         return Check(name="python", severity="fail", found=found, fix="install Python 3.11 or newer")
@@ -55,7 +55,7 @@ def check_python(version: tuple[int, int]) -> Check:
 
 
 def check_packages(required: Iterable[str], installed: Mapping[str, str]) -> list[Check]:
-    """What is installed against the project's requirements: a missing package fails, another version warns.
+    """Compare installed packages with the project's requirements: a missing package fails, another version warns.
 
     Args:
         required: such as "torch==2.13.0" or "numpy>=2.0"; those of extras are left out.
@@ -79,7 +79,7 @@ def check_packages(required: Iterable[str], installed: Mapping[str, str]) -> lis
 
 
 def check_cores(cores: int, rungs: Sequence[Rung]) -> Check:
-    """The largest rung must fit on the machine."""
+    """Fail if the largest rung asks for more cores than the machine has."""
     most = max(rungs, key=lambda rung: rung.cpus, default=None)
     if most is not None and most.cpus > cores:
         fix = f"rung {most.name!r} asks for {most.cpus:g} a trial: lower its cpus or take a larger machine"
@@ -88,7 +88,7 @@ def check_cores(cores: int, rungs: Sequence[Rung]) -> Check:
 
 
 def check_gpus(gpus: int, rungs: Sequence[Rung]) -> Check:
-    """The largest rung must fit; without a study no GPU is worth a warning and no more."""
+    """Fail if the largest rung asks for more GPUs than there are; without a study, warn if there is none."""
     most = max(rungs, key=lambda rung: rung.gpus, default=None)
     if most is not None and most.gpus > gpus:
         fix = f"rung {most.name!r} asks for {most.gpus:g} a trial: run it where they are (--ray-address) or lower gpus"
@@ -99,7 +99,7 @@ def check_gpus(gpus: int, rungs: Sequence[Rung]) -> Check:
 
 
 def check_disk(free_bytes: int, study: StudyConfig | None) -> Check:
-    """Room for every trial's artifact and logs."""
+    """Fail if the artifacts and logs of all trials do not fit on the disk."""
     needed = SPARE_DISK_BYTES
     if study is not None:
         runs = sum(n * len(rung.seeds) for rung, n in zip(study.rungs, planned_trials(study), strict=True))
@@ -113,7 +113,7 @@ def check_disk(free_bytes: int, study: StudyConfig | None) -> Check:
 
 
 def check_data(folder: str) -> tuple[Check, Dataset | None]:
-    """The dataset against its manifest (headers, sizes, tokenizer), and whether the tokenizer gives its vocabulary."""
+    """Compare a dataset with its manifest: headers, sizes, tokenizer, vocabulary. The dataset is None if it failed."""
     name = f"data {folder}"
     try:
         dataset = open_dataset(folder)
@@ -135,7 +135,7 @@ def check_data(folder: str) -> tuple[Check, Dataset | None]:
 
 
 def check_calibration(hardware: Hardware) -> Check:
-    """What this machine turned out to be."""
+    """Show the measured speed; warn if it was too uneven to forecast with."""
     found = (
         f"{hardware.flops_per_second / 1e12:,.3g} TFLOP/s in products, {hardware.bytes_per_second / 1e9:,.3g} GB/s, "
         f"step seconds within {hardware.error:.0%}"
@@ -147,7 +147,7 @@ def check_calibration(hardware: Hardware) -> Check:
 
 
 def check_trial_run(result: TrialResult) -> Check:
-    """A two-step run of the real script: data, compiler, packing, unpacking and scoring all worked, or why not."""
+    """Fail if a two-step run of the shipped script failed anywhere from reading data to scoring the artifact."""
     if result.status != "complete":
         return Check(
             name="two-step run", severity="fail", found=result.status, fix=result.error.strip() or "see its log"
@@ -158,7 +158,7 @@ def check_trial_run(result: TrialResult) -> Check:
 
 
 def check_rungs(study: StudyConfig, hardware: Hardware, datasets: Sequence[Dataset]) -> list[Check]:
-    """Per rung: memory of the largest trial, the control's time against the timeout, its tokens against the data."""
+    """Check each rung: memory of the largest trial, the control's time against the timeout, its tokens against data."""
     space = study_space(study)
     vocab_size = max((d.manifest.vocab_size for d in datasets), default=1024)
     rng = np.random.default_rng(0)
@@ -177,7 +177,7 @@ def check_rungs(study: StudyConfig, hardware: Hardware, datasets: Sequence[Datas
 def _check_rung(
     rung: Rung, configs: Sequence[RunConfig], hardware: Hardware, *, train_tokens: int, val_tokens: int
 ) -> list[Check]:
-    """The first configuration is the control's."""
+    """Check one rung; the first configuration is the control's."""
     speeds = [rung_speed(rung, config, hardware, val_tokens=val_tokens) for config in configs]
     control, largest = speeds[0], max(speeds, key=lambda speed: speed.peak_memory_bytes)
     memory = f"largest of {len(speeds)} points: {largest.peak_memory_bytes / 2**20:,.0f} MiB a rank of "
@@ -201,7 +201,7 @@ def _check_rung(
 
 
 def describe_checks(checks: Sequence[Check]) -> str:
-    """A line per check, what to do below it."""
+    """Return a line for each check with its repair below it, and the counts."""
     lines = []
     for check in checks:
         lines.append(f"{check.severity:<5} {check.name:<24} {check.found}")
@@ -212,5 +212,5 @@ def describe_checks(checks: Sequence[Check]) -> str:
 
 
 def plain_checks(checks: Sequence[Check]) -> list[dict[str, str]]:
-    """The checks as `pgolf doctor --json` prints them: there the severity is called level."""
+    """Return the checks as `pgolf doctor --json` prints them: there the severity is called level."""
     return [{"name": c.name, "level": c.severity, "found": c.found, "fix": c.fix} for c in checks]

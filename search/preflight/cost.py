@@ -1,4 +1,4 @@
-"""What a study may cost, known before anything runs: `pgolf search STUDY --dry-run`.
+"""The cost of a study before it starts: `pgolf search STUDY --dry-run`.
 
 Two budgets appear here: a rung's, when one run ends (`pgolf_model.config.Budget`), and the study's, what all trials
 together may spend (`[budget]`, `search.study.config.Limits`).
@@ -24,7 +24,7 @@ from trials.rungs import Rung
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RungCost:
-    """What one rung runs and may cost. Worst cases: the most trials, every run until its timeout, one of each twice."""
+    """Trials and cost of one rung. Worst case: the most trials, every run until its timeout, one run of each twice."""
 
     name: str
     trials: int  # it wants
@@ -44,7 +44,7 @@ class RungCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyCost:
-    """What a study runs and may cost, all rungs."""
+    """Trials and cost of a study."""
 
     study: str
     space: str
@@ -60,9 +60,9 @@ class StudyCost:
 
 
 def cost_of(study: StudyConfig, hardware: Hardware | None = None) -> StudyCost:
-    """What a study may cost; needs no data, no GPU and no Ray.
+    """Return the cost of a study; needs no data, no GPU and no Ray.
 
-    The worst case is a bound: runs that were killed with their worker, driver or node are all that can come on top.
+    The worst case is an upper bound, but for runs that are killed with their worker, driver or node.
     Wall seconds are for the study's `cpus`, or for this machine's cores where it sets none.
     """
     on_cpus = not any(rung.gpus for rung in study.rungs)
@@ -128,7 +128,7 @@ def _rung_cost(
 
 
 def known_hardware(study: StudyConfig, named: str | None) -> Hardware | None:
-    """The hardware that the study will run on: as named, else as `pgolf doctor` measured it, else None."""
+    """Return the hardware that the study will run on: as named, else as `pgolf doctor` measured it, else None."""
     measured = study.dir / HARDWARE_FILE
     if named:
         return load_hardware(named)[0]
@@ -136,10 +136,10 @@ def known_hardware(study: StudyConfig, named: str | None) -> Hardware | None:
 
 
 def rung_speed(rung: Rung, config: RunConfig, hardware: Hardware, *, val_tokens: int = 0) -> SpeedEstimate:
-    """The forecast of a configuration's run at a rung, on its GPUs or its share of one.
+    """Return the forecast of a configuration's run at a rung, on its GPUs or its share of one.
 
     Args:
-        val_tokens: of the dataset; 0 takes the challenge's. The rung may score fewer.
+        val_tokens: of the dataset, of which the rung may score fewer; 0 takes the challenge's.
     """
     share = rung.gpus if 0 < rung.gpus < 1 else 1.0
     run = rung.apply(config, rung.seeds[0])
@@ -149,7 +149,7 @@ def rung_speed(rung: Rung, config: RunConfig, hardware: Hardware, *, val_tokens:
 
 
 def describe_limits(study: StudyConfig) -> str:
-    """The study's `[budget]` in words, "no limit" where it sets none."""
+    """Return the study's `[budget]` in words, "no limit" where it sets none."""
     limits, shown = study.budget, []
     if limits.gpu_hours:
         shown.append(f"{limits.gpu_hours:g} GPU-hours")
@@ -163,7 +163,7 @@ def describe_limits(study: StudyConfig) -> str:
 
 
 def describe_cost(cost: StudyCost) -> str:
-    """The cost as a plain table: GPU-hours and dollars, or core-hours and wall time where no rung asks for a GPU."""
+    """Return the cost as a plain table: GPU-hours and dollars, or core-hours and time if no rung asks for GPUs."""
     lines = [f"study {cost.study}: space {cost.space}, cap {cost.artifact_bytes_cap:,} bytes"]
     lines += _gpu_table(cost) if cost.worst_wall_seconds is None else _cpu_table(cost)
     lines.append(f"budget: {cost.budget}")
@@ -177,12 +177,12 @@ _TITLES = f"{'rung':<10}{'trials':>7}{'most':>6}{'runs':>6}  {'budget':<16}{'cpu
 
 
 def _row(rung: RungCost) -> str:
-    """The columns that both tables begin with."""
+    """Return the columns with which both tables begin."""
     return f"{rung.name:<10}{rung.trials:>7}{rung.most_trials:>6}{rung.runs:>6}  {rung.budget:<16}{rung.cpus:>5g}"
 
 
 def _gpu_table(cost: StudyCost) -> list[str]:
-    """Titles, a row for each rung, and the sum."""
+    """Return the lines of titles, rungs and sum in GPU-hours and dollars."""
     lines = [f"{_TITLES}{'gpus':>6}{'ranks':>6}{'train GPU-h':>13}{'worst GPU-h':>13}{'worst $':>10}"]
     for r in cost.rungs:
         train = "-" if r.train_gpu_hours is None else f"{r.train_gpu_hours:.2f}"
@@ -195,7 +195,7 @@ def _gpu_table(cost: StudyCost) -> list[str]:
 
 
 def _cpu_table(cost: StudyCost) -> list[str]:
-    """Titles, a row for each rung, and the sum, in core-hours and wall time."""
+    """Return the lines of titles, rungs and sum in core-hours and wall time."""
     lines = [f"{_TITLES}{'ranks':>6}{'worst core-h':>14}{'worst time':>14}"]
     lines += [
         f"{_row(r)}{r.processes:>6}{r.worst_core_hours:>14.2f}{duration(r.worst_wall_seconds or 0.0):>14}"
@@ -206,7 +206,7 @@ def _cpu_table(cost: StudyCost) -> list[str]:
 
 
 def describe_control(speed: SpeedEstimate) -> str:
-    """The forecast of one run in one line."""
+    """Return the forecast of one run in one line."""
     return (
         f"{speed.ranks} x {speed.hardware}: {speed.steps:,} steps ({speed.steps_low:,} to {speed.steps_high:,}) of "
         f"{1e3 * speed.step_seconds:.1f} ms, {speed.peak_memory_bytes / 2**20:,.0f} MiB, {speed.total_seconds:,.0f} s"

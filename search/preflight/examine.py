@@ -1,4 +1,4 @@
-"""Run the checks of `pgolf doctor` on this machine and measure its speed."""
+"""Collect facts about this machine, measure its speed, and run the checks of `pgolf doctor` on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ CALIBRATION_TIMEOUT = 900.0  # seconds; on a GPU five shapes are compiled
 def examine(
     study: StudyConfig | None, folders: tuple[str, ...], *, calibrated: bool
 ) -> tuple[list[Check], Hardware | None]:
-    """Every check that makes sense here, and the machine if it was measured."""
+    """Return all checks, and the measured machine; None if it was not measured or its training steps failed.
+
+    Args:
+        folders: of datasets.
+        calibrated: time training steps, and run two steps of the shipped script; writes hardware.json.
+    """
     import os
     import shutil
     import sys
@@ -91,7 +96,7 @@ def _packages() -> tuple[list[str], dict[str, str]]:
 
 
 def _calibrate(threads: int) -> tuple[Hardware | None, Check]:
-    """The machine as measured by a process of its own, or the check that says why it could not be."""
+    """Measure the machine in a process of its own; without a machine the check says why."""
     import subprocess
     import sys
 
@@ -117,7 +122,7 @@ def _calibrate(threads: int) -> tuple[Hardware | None, Check]:
 
 
 def _two_steps(study: StudyConfig | None, dataset: Dataset, cpus: float, gpus: int) -> Check:
-    """The control (or the tiny preset) for two steps, in a folder that is thrown away."""
+    """Run the control (or the tiny preset) for two steps in a temporary folder."""
     import contextlib
     import io
     import tempfile

@@ -1,4 +1,4 @@
-"""A study's settings, as they were when it was launched: what must not change under it, and what may."""
+"""Freeze a study's settings at its first launch, and refuse a later launch with others."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trials.settings import is_free
 
 
 def absolute(study: StudyConfig) -> StudyConfig:
-    """The study with absolute paths: the same study from whichever folder, and however, it is named."""
+    """Return the study with absolute paths, so that it is equal from whichever folder it is launched."""
     return replace(study, data=tuple(str(Path(name).absolute()) for name in study.data), folder=str(study.dir))
 
 
 def freeze(study: StudyConfig) -> None:
-    """Write the study's settings into its folder, or refuse when it was launched with others.
+    """Write the study's settings into its folder; raise UserError if it was launched with other frozen settings.
 
     Fields declared with `free` may change between launches: the engine, budgets, how many trials are run and promoted,
     timeouts, resources.
@@ -38,7 +38,7 @@ def freeze(study: StudyConfig) -> None:
 
 
 def differences(old: object, new: object, path: str = "") -> list[str]:
-    """The frozen settings in which two nouns differ, as lines such as `caps.artifact_bytes 16000000 -> 15000000`.
+    """Return the frozen settings that differ, as lines such as `caps.artifact_bytes 16000000 -> 15000000`.
 
     A field of a noun is frozen unless it was declared with `trials.settings.free`.
     """
@@ -57,7 +57,7 @@ def differences(old: object, new: object, path: str = "") -> list[str]:
 
 
 def git_commit() -> str:
-    """The commit of the checkout this code runs from; empty outside one."""
+    """Return the commit of the checkout that this code runs from; empty outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -13,7 +13,7 @@ from trials.spec import ARTIFACT_FILE, SCRIPT_FILE
 
 
 def submission_readme(config: RunConfig, submission: Submission, provenance: Provenance) -> str:
-    """Score, seeds, commands, bytes, rules and the whole configuration, as Markdown."""
+    """Return score, seeds, commands, bytes, rules and the whole configuration, as Markdown."""
     spread = f" +- {submission.val_bpb_std:.5f}" if len(submission.seeds) > 1 else ""
     rules = "".join(f"- [{'x' if kept else ' '}] {rule}\n" for rule, kept in submission.compliance.items())
     return f"""\
@@ -55,7 +55,7 @@ before it, by a distribution over the whole vocabulary, and nothing is learned w
 
 
 def _seeds(submission: Submission, provenance: Provenance) -> str:
-    """What was scored, a row for each seed, and which seed's artifact ships."""
+    """Return the table of seeds, and which seed's artifact ships."""
     subset = (
         f"Scored on the first {provenance.scored_tokens:,} validation tokens only, as its rung asks: not comparable "
         "with scores of the whole set.\n\n"
@@ -76,7 +76,7 @@ Its score was read from that file after unpacking."""
 
 
 def _commands(submission: Submission, provenance: Provenance) -> str:
-    """How to install, train and score."""
+    """Return the commands that install, train and score."""
     ranks = provenance.world_size
     launch = f"torchrun --standalone --nproc_per_node={ranks}" if ranks > 1 else "python"
     subset = f" --max-tokens {provenance.max_tokens}" if provenance.max_tokens else ""
@@ -90,7 +90,7 @@ is not at its default; the table below has all. `pgolf verify` recounts the byte
 
 
 def _config_rows(config: RunConfig) -> str:
-    """A table row for each field of the config."""
+    """Return a table row for each field of the config."""
     return "".join(
         f"| {section}.{name} | {value} |\n" if section else f"| {name} | {value} |\n"
         for section, name, value in _config_values(config)
@@ -98,7 +98,7 @@ def _config_rows(config: RunConfig) -> str:
 
 
 def _config_values(config: RunConfig) -> list[tuple[str, str, object]]:
-    """(section, field, value) of everything in the config."""
+    """Return (section, field, value) of each field of the config."""
     rows: list[tuple[str, str, object]] = []
     for section, value in to_plain(config).items():
         if isinstance(value, Mapping):

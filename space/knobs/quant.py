@@ -26,10 +26,10 @@ from space.params import ChoiceParam, FloatParam, IntParam, Param, Scalar, When
 CLIP_SIGMAS: dict[int, float] = {2: 1.5, 3: 3.0, 4: 5.0, 5: 8.0, 6: 12.85, 7: 15.0, 8: 20.0}
 
 
-QUANTIZATION = "quantization"  # the knob that decides who chooses the bytes
+QUANTIZATION = "quantization"  # the knob that decides whether the solver or other knobs choose the bitwidths
 SOLVED = "solved"
 EXPLICIT = When(parent=QUANTIZATION, values=("explicit",))
-# What the solver works with. At equal divergence from the trained model, with 2.7 bits per weight, 8 states and planned
+# Settings of solved trials. At equal divergence from the trained model and 2.7 bits per weight, 8 states and planned
 # columns needed 0.58 bits per weight less than GPTQ with uniform steps (a 6 x 256 model, one run).
 SOLVER = QuantConfig(
     embed_bits=8,
@@ -42,14 +42,14 @@ SOLVER = QuantConfig(
 
 
 def at_cap(config: RunConfig, values: Mapping[str, Scalar], cap_bytes: int) -> RunConfig:
-    """`config`, filling `cap_bytes` of code and model if its knobs leave the bytes to the solver."""
+    """Return `config` with `cap_bytes` of code and model as its target, if its knobs leave the bytes to the solver."""
     if values.get(QUANTIZATION) != SOLVED:
         return config
     return replace(config, quant=replace(config.quant, target_bytes=cap_bytes))
 
 
 def bit_knobs(scale: Scale) -> KnobGroup:
-    """Who chooses the bytes; bits of the embedding, and of attention and MLP matrices in either half of the depth."""
+    """Solver or given bits; then bits of the embedding, and of attention and MLP matrices in each half of the depth."""
     params: tuple[Param, ...] = (
         ChoiceParam(
             name=QUANTIZATION,
@@ -106,7 +106,7 @@ def bit_knobs(scale: Scale) -> KnobGroup:
 
 
 def _bits_of_blocks(scale: Scale) -> tuple[IntParam, ...]:
-    """Bits of attention and MLP matrices, in the first and in the second half of the blocks."""
+    """Return knobs for the bits of attention and MLP matrices, in the first and in the second half of the blocks."""
     low, high = scale.matrix_bits
     return tuple(
         IntParam(

@@ -7,7 +7,7 @@ from space.params import ChoiceParam, FloatParam, IntParam, Scalar, When
 
 
 def shape_knobs(scale: Scale) -> KnobGroup:
-    """Depth, width, heads and MLP: with the bits they decide the bytes."""
+    """Depth, width, heads and MLP. Together with the bitwidths they decide the bytes."""
     params = (
         IntParam(
             name="num_layers",
@@ -99,7 +99,7 @@ def loop_knobs(scale: Scale) -> KnobGroup:
 
 
 def looped_range(values: Values) -> tuple[int, int]:
-    """First looped block and one past the last; (0, 0) without loops."""
+    """Return the first looped block and one past the last; (0, 0) without loops."""
     if not values["loop_repeats"]:
         return 0, 0
     layers = whole(values, "loop_layers")
