@@ -62,19 +62,19 @@ def fetch(
     with disk_errors(out):
         partial = out / PARTIAL_FOLDER
         partial.mkdir(parents=True, exist_ok=True)
-        plan = _plan(hub(f"{ROOT}/{MANIFEST_FILE}", partial), repo, variant, train_shards)
-        os.replace(hub(plan.tokenizer, partial), out / TOKENIZER_FILE)
-        for number, (_, name) in enumerate(plan.shards, start=1):
-            label = f"shard {number}/{len(plan.shards)} {name}"
+        files = _files_of(hub(f"{ROOT}/{MANIFEST_FILE}", partial), repo, variant, train_shards)
+        os.replace(hub(files.tokenizer, partial), out / TOKENIZER_FILE)
+        for number, (_, name) in enumerate(files.shards, start=1):
+            label = f"shard {number}/{len(files.shards)} {name}"
             if _is_whole(out / name):
                 report(f"{label}: already there")
                 continue
             report(f"{label}: downloading")
-            found = hub(f"{plan.folder}/{name}", partial)
+            found = hub(f"{files.folder}/{name}", partial)
             read_shard(found)
             os.replace(found, out / name)
         report("hashing and counting")
-        manifest = _describe(out, plan, source)
+        manifest = _describe(out, files, source)
         write_json(out / MANIFEST_FILE, manifest)
         shutil.rmtree(partial)
     return manifest
@@ -133,7 +133,7 @@ def _first_line(error: Exception) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
+class _Files:
     """Files to download, as the repository's manifest lists them."""
 
     folder: str  # of the shards, in the repository
@@ -141,7 +141,7 @@ class _Plan:
     shards: tuple[tuple[Split, str], ...]  # training first
 
 
-def _plan(path: Path, repo: str, variant: str, train_shards: int) -> _Plan:
+def _files_of(path: Path, repo: str, variant: str, train_shards: int) -> _Files:
     """Return the files of a variant; raise UserError if the manifest does not list them."""
     name = f"fineweb10B_{variant}"
     try:
@@ -159,7 +159,7 @@ def _plan(path: Path, repo: str, variant: str, train_shards: int) -> _Plan:
         raise UserError(f"{repo}: {variant} has no SentencePiece model", hint="choose a variant such as sp1024")
     if not 0 <= train_shards <= published:
         raise UserError(f"{repo} has {published} training shards of {variant}, got --train-shards {train_shards}")
-    return _Plan(
+    return _Files(
         folder=f"{ROOT}/datasets/{name}",
         tokenizer=f"{ROOT}/{model}",
         shards=(
@@ -192,12 +192,12 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _describe(out: Path, plan: _Plan, source: str) -> Manifest:
+def _describe(out: Path, files: _Files, source: str) -> Manifest:
     """Return our manifest of the downloaded files, after one pass over all tokens."""
     model = out / TOKENIZER_FILE
     tokenizer = load_tokenizer(str(model))
     table = piece_bytes(str(model), tokenizer.vocab_size())
-    shards = tuple(shard_info(out / name, side) for side, name in plan.shards)
+    shards = tuple(shard_info(out / name, side) for side, name in files.shards)
     return Manifest(
         source=source,
         recipe_sha256=hashlib.sha256(source.encode()).hexdigest(),
