@@ -212,7 +212,7 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     """Return `table[name]`; raise UserError with the nearest known name if there is none.
 
     Args:
-        kind: what the message calls an entry of the table, such as "space".
+        kind: name of an entry in the message, such as "space".
     """
     if name not in table:
         raise unknown(kind, name, table)

@@ -28,7 +28,7 @@ def from_plain(cls: type[T], data: Any, *, where: str = "") -> T:
     """Return the instance of `cls` that `data` describe, the inverse of `to_plain`; missing keys take their defaults.
 
     Args:
-        where: what to call `data` in messages, such as "study.toml [rungs.0]".
+        where: name of `data` in messages, such as "study.toml [rungs.0]".
     Raises:
         UserError: an unknown key (with the nearest known one), a missing key, or a value of the wrong type.
     """

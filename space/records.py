@@ -180,7 +180,7 @@ def ternary_2026_03_24() -> RunConfig:
 def binary_2026_03_24() -> RunConfig:
     """15 x 768 with weights -1 and 1, trained for 50,000 steps: no ten-minute record, and kept as a point of the space.
 
-    Left out: what the ternary preset leaves out, and the asymmetric split of its skips.
+    Left out: the parts that the ternary preset leaves out, and the asymmetric split of its skips.
     """
     base = ternary_2026_03_24()
     return replace(

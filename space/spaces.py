@@ -159,7 +159,7 @@ def make_space(
     def start(label: str, changes: Mapping[str, Scalar]) -> WarmStart:
         values = {key: value for key, value in {**control, **changes}.items() if key in known}
         asked: dict[str, Scalar] = {}
-        for param in params:  # a change may switch off what the control was asked
+        for param in params:  # a change may switch off a knob that the control has
             if param.name in values and param.active(asked):
                 asked[param.name] = values[param.name]
         return WarmStart(label=label, values=asked)

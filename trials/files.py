@@ -54,7 +54,7 @@ def read_noun(cls: type[T], path: Path) -> T:
 
 
 def read_progress(path: Path) -> Iterator[dict[str, float]]:
-    """Records of a `progress.jsonl`, without what was not finite."""
+    """Yield the records of a `progress.jsonl`, without values that were not finite."""
     for record in read_lines(path):
         if isinstance(record, dict):
             yield {key: value for key, value in record.items() if value is not None}

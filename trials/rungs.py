@@ -1,4 +1,4 @@
-"""One step of the ladder: how long its runs are, what they run on, and how many go on."""
+"""One rung of the ladder: the length of its runs, their resources, and how many are promoted."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class Rung:
 
     @property
     def least_kept(self) -> float:
-        """Share of the rung below that is promoted when the proxy is known to be perfect."""
+        """Share of the rung below that is promoted once the proxy's ranking is known to be perfect."""
         return self.keep_min or min(self.keep / 2, self.most_kept)
 
     @property
     def most_kept(self) -> float:
-        """Share that is promoted while nothing is known about the proxy, or when it is poor."""
+        """Share of the rung below that is promoted while the proxy's ranking is unknown or poor."""
         return self.keep_max or max(self.keep, self.keep_min)
 
     @property
@@ -93,7 +93,7 @@ class Rung:
 
     @property
     def compute(self) -> float:
-        """Training compute of one run, in tokens: what rungs are compared by, not a forecast.
+        """Training compute of one run in tokens, by which rungs are compared; no forecast.
 
         Steps times batch; a budget in seconds counts TOKENS_PER_GPU_SECOND on each GPU (on one where there is none).
         """
@@ -109,7 +109,7 @@ class Rung:
         return 2 * self.seconds + 1200.0 if self.seconds else 3600.0
 
     def apply(self, config: RunConfig, seed: int) -> RunConfig:
-        """The run this rung makes of a configuration: its own budget and seed, the schedule as fractions of it.
+        """Return the run of a configuration at this rung, with the rung's budget and this seed.
 
         The batch is cut to whole sequences for every rank, so that each configuration of a space can run.
         """

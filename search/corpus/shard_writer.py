@@ -67,6 +67,7 @@ class ShardWriter:
 
     @property
     def _temporary(self) -> Path:
+        """The unfinished shard's file."""
         return self._directory / f".{self._split}.{os.getpid()}.tmp"
 
     def _finish(self) -> None:

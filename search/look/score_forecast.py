@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-POWER, POWER_SD = 0.07, 0.05  # of compute: what a score gains from one rung to the next, before any pair is known
+POWER, POWER_SD = 0.07, 0.05  # power of compute by which a score falls from one rung to the next: the prior of a
 REGRESSION_SD = 0.5  # prior of b: share of a proxy's lead or lag that is lost on the way up
 SPEED_SD = 0.02  # prior of c, per unit of log(seconds per step)
 NOISE, NOISE_COUNT = 0.016, 4  # prior scale of the noise in log(val_bpb), and how many residuals it is worth
@@ -38,7 +38,7 @@ CONFORMAL = 10  # pairs from which on the residuals themselves give the interval
 FEW = 3  # pairs below which the priors decide the forecast, and displays call it a guess
 ROUNDS = 12  # of reweighting
 SHOWN = 5  # proxies whose forecast is shown, best first
-LEARNING_GAIN = 0.12  # prior of what a learning curve still gains, per share of training that is left ...
+LEARNING_GAIN = 0.12  # prior of a learning curve's gain until its end, per share of training that is left ...
 LEARNING_SD = 0.08  # ... and how uncertain that is
 WINDOW = 0.1  # training losses are averaged over the last so much of progress
 SHARES = (0.5, 0.9)
@@ -67,7 +67,7 @@ class BpbForecast:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A fitted line: what `predict` needs."""
+    """A fitted line, for `predict`."""
 
     coefficients: Array  # (features + 1,)
     covariance: Array  # of the coefficients

@@ -129,6 +129,7 @@ def study_status(
 def _rung_status(
     study: StudyConfig, rung: Rung, records: Sequence[TrialRecord], begun: dict[str, LiveTrial], *, alive: bool
 ) -> RungStatus:
+    """Return one rung's counts and best trial."""
     at = [r for r in records if r.spec.rung == rung.name]
     ended = Counter(r.result.status for r in at if r.result)
     unfinished = [r.spec.trial_id for r in at if r.result is None]

@@ -50,7 +50,7 @@ class StudyCost:
     space: str
     artifact_bytes_cap: int
     rungs: tuple[RungCost, ...]
-    worst_gpu_hours: float  # what trials can cost at most: the rungs' together, or the budget where that is less
+    worst_gpu_hours: float  # of all rungs together, or the budget if that is less
     worst_dollars: float
     worst_core_hours: float  # the rungs' together
     worst_wall_seconds: float | None  # one rung after another; None where a rung asks for GPUs

@@ -63,7 +63,7 @@ class Caps:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """The `[budget]` table: what all trials of a study may spend together; 0 is no limit.
+    """The `[budget]` table: limits of all trials of a study together; 0 is no limit.
 
     A start that could cross a limit is refused (search.ladder.budget). It has nothing to do with
     `pgolf_model.config.Budget`, which says when one run ends.
@@ -119,7 +119,7 @@ class StudyConfig:
     max_infeasible: int = free(200)  # stop after so many forecasts over a cap in a row
     storage: str = ""  # Optuna storage URL; empty is an SQLite file in the study's folder
     folder: str = free("")  # where trials are kept; empty is runs/NAME
-    cpus: float = free(0.0)  # what the local engine may use; 0 is every core of the machine
+    cpus: float = free(0.0)  # CPU cores for the local engine; 0 is every core of the machine
     gpus: float = free(0.0)  # likewise; 0 is every GPU that CUDA_VISIBLE_DEVICES or nvidia-smi shows
     dollars_per_gpu_hour: float = free(2.5)  # 8xH100 at about $20 an hour
 

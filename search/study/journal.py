@@ -29,7 +29,7 @@ def read_journal(study: StudyConfig) -> Iterator[dict[str, Fact]]:
 
 
 def why_done(study: StudyConfig, *, trials: int) -> str | None:
-    """Return why the study ended: "" after its whole ladder, else what was in the way.
+    """Return why the study ended: "" after its whole ladder, else the reason that stopped it early.
 
     None if no driver has noted an end of a study of so many trials.
     """

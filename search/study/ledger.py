@@ -60,7 +60,7 @@ def read_record(folder: Path) -> TrialRecord:
     """Return the record in one trial folder.
 
     Raises:
-        UserError: a file is torn; names it and says what to do.
+        UserError: a file is torn; names it, with a hint.
     """
     return finished(folder, read_noun(TrialSpec, folder / SPEC_FILE))
 

@@ -56,6 +56,7 @@ def driver_pid(study: StudyConfig) -> int | None:
 
 
 def _acquire(study: StudyConfig, file: IO[str]) -> None:
+    """Lock the file, or raise UserError after PATIENCE_SECONDS."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not _try_lock(file, fcntl.LOCK_EX):
         if time.monotonic() > deadline:
@@ -68,6 +69,7 @@ def _acquire(study: StudyConfig, file: IO[str]) -> None:
 
 
 def _try_lock(file: IO[str], kind: int) -> bool:
+    """Return whether the file could be locked at once."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

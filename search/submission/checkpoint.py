@@ -18,7 +18,7 @@ CONFIG_ENTRY = "config.json"  # in a checkpoint, as pgolf_model.ship.checkpoint 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A checkpoint, and what it is packed and scored with."""
+    """A checkpoint, with the config, script and data for packing and scoring it."""
 
     checkpoint: Path
     config: RunConfig

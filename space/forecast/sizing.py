@@ -93,7 +93,7 @@ def estimate_model_bytes(config: RunConfig, *, code_bytes: int = 0) -> SizeEstim
         parts = {"central": _part_bytes(config, "central", high)}
         reached = sum(parts["central"].values())
         ends = [sum(_part_bytes(config, side, high).values()) for side in ("low", "high")]
-        within = abs(reached - target) <= FILL_TOLERANCE * target  # else it is an end of what the bits allow
+        within = abs(reached - target) <= FILL_TOLERANCE * target  # else the bits allow no such size
         low, high = ((1 - FILL_TOLERANCE) * target, target) if within else ends
     by_role = {role: int(value) for role, value in parts["central"].items()}
     return SizeEstimate(

@@ -41,7 +41,7 @@ def position_knobs(scale: Scale) -> KnobGroup:
 
 
 def attention_output_knobs() -> KnobGroup:
-    """What is taken out of a head's output (exclusive self-attention), and the gate on it."""
+    """Exclusive self-attention, which removes a part of each head's output, and the gate on that output."""
     params = (
         ChoiceParam(
             name="xsa_share",
@@ -216,7 +216,7 @@ def mlp_knobs() -> KnobGroup:
 
 
 def neighbour_knobs(scale: Scale) -> KnobGroup:
-    """What a token's vector holds of the token before it."""
+    """The share of the token before it in a token's vector."""
     params = (
         ChoiceParam(
             name="smear",

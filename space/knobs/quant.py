@@ -10,10 +10,11 @@ from pgolf_model.config import QuantConfig, RunConfig
 from space.knobs.groups import Fields, KnobGroup, Scale, Values, number, whole
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Scalar, When
 
-# Clip, in row standard deviations, that goes with a bitwidth. The step is clip / (2**(bits - 1) - 1) and after entropy
-# coding only the step costs bytes, so bits and clip are one knob; this table makes every bit worth having. 6, 7 and 8
-# are what records use. Below, the records' 12.85 would leave a step of 1.8 deviations at 4 bits (nearly all zeros), so
-# the clip shrinks with the levels. For a standard normal weight, from exact integrals:
+# The clip, in row standard deviations, of each bitwidth. The step is clip / (2**(bits - 1) - 1), and after entropy
+# coding only the step costs bytes. So bits and clip are one knob, and with this table every bit buys a smaller step.
+# The clips of 6, 7 and 8 bits are the records'. At 4 bits the records' 12.85 would leave a step of 1.8 deviations,
+# which rounds nearly all weights to zero, so below 6 bits the clip falls with the levels. For a standard normal
+# weight, from exact integrals:
 #
 #     bits             2      3      4      5      6      7      8
 #     clip             1.5    3      5      8      12.85  15     20

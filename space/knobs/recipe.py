@@ -132,7 +132,7 @@ def schedule_knobs(scale: Scale) -> KnobGroup:
             name="ema",
             options=(False, True),
             tag="step_dependent",
-            doc="whether the moving average of the weights is what ships",
+            doc="whether the moving average of the weights ships",
         ),
         FloatParam(
             name="ema_gap",
