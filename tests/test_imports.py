@@ -28,7 +28,7 @@ FLOORS = (
     ("pgolf_model.evaluate",),
     ("pgolf_model.ship",),
     ("pgolf_model.main",),
-    ("space.{params,plain,points,transfer}",),
+    ("space.{params,plain,points,transfer,words}",),
     ("space.knobs",),
     ("space.{spaces,records,presets}",),
     ("space.forecast", "search.bundle"),
@@ -60,6 +60,7 @@ THIRD_PARTY = {  # what each package may import besides the standard library, an
         "jinja2",
         "markupsafe",
         "torch",
+        "packaging",
     },
 }
 ONLY_IN = {  # third-party package -> the modules that may import it
