@@ -25,8 +25,9 @@ from pgolf_model.evaluate import evaluate_artifact
 from pgolf_model.model.gpt import GPT
 from pgolf_model.quant.quantize import check_names
 from pgolf_model.shapes import param_shapes
+from pgolf_model.ship.bench import QuantBench
 from pgolf_model.ship.calibrate import Calibration, calibrate, calibration_batches
-from pgolf_model.ship.solve import QuantBench, ship
+from pgolf_model.ship.solve import ship
 
 CONFIG_ENTRY = "config.json"  # in a checkpoint, beside the arrays: what trained it, as text in bytes
 
