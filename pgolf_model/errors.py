@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+EXIT_DISK_FULL = 74  # of a script or worker that could not write: os.EX_IOERR
+
 
 class UserError(ValueError):
     """What is wrong, and what to do about it: two sentences, kept apart.

@@ -13,18 +13,24 @@ from pgolf_model.errors import UserError
 
 COMMANDS = {
     "data": "Build, fetch and check token shards.",
+    "list": "List spaces, presets, built-in studies and runs.",
+    "init": "Print a built-in study as a file of your own.",
     "size": "Predict an artifact's bytes before training.",
     "doctor": "Check data, environment and this machine's speed before paying.",
     "trial": "Train, pack and score one configuration.",
     "search": "Run a study, or go on with one.",
+    "stop": "Stop the process that runs a study.",
     "ablate": "Compare one-knob changes with the control on paired seeds.",
     "status": "Show how far a study is.",
+    "show": "Show one trial against the control, with the end of its log.",
+    "judge": "Accept or reject a score that was too good to believe.",
     "pareto": "Write the page with bpb against bytes.",
     "quantize": "Pack one checkpoint to any sizes and score each.",
     "export": "Write the best trial as a submission folder.",
     "verify": "Run a submission folder and recount everything it claims.",
     "evaluate": "Score an artifact or a submission on any shards.",
 }
+FUNCTIONS = {"list": "list_"}  # verbs whose function needs another name than the verb
 
 
 class LazyGroup(click.Group):
@@ -38,7 +44,8 @@ class LazyGroup(click.Group):
         """Import the command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"search.commands.{cmd_name}"), cmd_name)
+        module = import_module(f"search.commands.{cmd_name}")
+        command: click.Command = getattr(module, FUNCTIONS.get(cmd_name, cmd_name))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

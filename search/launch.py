@@ -3,77 +3,134 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from rich.console import Console
 
     from search.brain.driver import Driver
     from search.engines.events import Event
-    from search.study.config import StudyConfig
-    from search.study.ledger import Word
+    from search.simulation.world import World
+    from search.study.config import EngineName, StudyConfig
+
+    Opened = tuple[Driver, Generator[Event, None, None]]
+
+SIMULATED_LINE_SECONDS = 5.0  # a simulation has hundreds of events a second; it prints one line in so long
+STOPPED = 130  # exit code after Ctrl-C or SIGTERM
 
 
-def run_study(
-    config: StudyConfig, *, ray_address: str, simulate: Path | None, verdicts: Mapping[str, Word] | None = None
-) -> Driver:
-    """Run the study to its end, talking on stderr.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Running:
+    """How a study is run, where the command line says something else than the study."""
 
-    Args:
-        verdicts: on suspicious trials, given once the study has opened.
+    engine: EngineName | None
+    data: tuple[str, ...]
+    cpus: float | None
+    gpus: float | None
+    ray_address: str
+    simulate: Path | None
+
+    def applied_to(self, study: StudyConfig) -> StudyConfig:
+        """The study with what the command line says."""
+        return replace(
+            study,
+            engine=self.engine or study.engine,
+            data=self.data or study.data,
+            cpus=study.cpus if self.cpus is None else self.cpus,
+            gpus=study.gpus if self.gpus is None else self.gpus,
+        )
+
+
+def run_study(study: StudyConfig, running: Running) -> Driver:
+    """Run the study to its end, talking on stderr; Ctrl-C and SIGTERM stop it cleanly.
+
+    Returns:
+        The driver, which knows every trial.
+    Raises:
+        UserError: the study, its data or its engine cannot be used.
+        SystemExit: it was stopped.
     """
     from rich.console import Console
 
-    console = Console(stderr=True, soft_wrap=True, markup=False)
-    engine = f"simulating {simulate}" if simulate else f"engine {config.engine}"
-    console.print(f"study {config.name}: {engine}, trials in {config.dir}", highlight=False)
-    from search.brain.driver import Driver
-    from search.engines.local import run_local
-    from search.engines.machine import this_machine
-    from search.engines.progress import follow, outlook
+    from search.engines.follow import follow, outlook
     from search.ladder.budget import out_of_reach
     from search.study.lock import driver_lock
 
-    if simulate:
-        from search.simulation.engine import run_simulated, simulated_driver
-        from search.simulation.world import load_world
-
-        world = load_world(simulate)  # a mistake in it leaves nothing behind
-    for warning in out_of_reach(config):
-        console.print(f"warning: {warning}", highlight=False)
-    config.dir.mkdir(parents=True, exist_ok=True)
-    every = 0.0
-    events: Generator[Event, None, None] | None = None
-    try:
-        with driver_lock(config):
-            if simulate:
-                driver, clock = simulated_driver(config, world)
-            else:
-                driver = Driver(config)
-            for trial_id, word in (verdicts or {}).items():
-                driver.judge(trial_id, word)
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    engine = f"simulating {running.simulate}" if running.simulate else f"engine {study.engine}"
+    console.print(f"study {study.name}: {engine}, trials in {study.dir}")
+    world = _world(running)  # a mistake in its file leaves nothing behind
+    for warning in out_of_reach(study):
+        console.print(f"warning: {warning}")
+    study.dir.mkdir(parents=True, exist_ok=True)
+    with _stopping_cleanly(console), driver_lock(study):
+        driver, events = _open_simulated(study, world) if world else _open(study, running)
+        try:
             if driver.records:
-                known = f"going on with {len(driver.records)} known trials: {outlook(config, driver.records)}"
-                console.print(known, highlight=False)
-            if simulate:
-                events, every = run_simulated(driver, world, clock), 5.0
-            elif config.engine == "ray":
-                from search.engines.ray_tune import run_ray
-
-                events = run_ray(driver, this_machine(config.cpus, config.gpus), address=ray_address)
-            else:
-                events = run_local(driver, this_machine(config.cpus, config.gpus))
-            follow(driver, events, console, every=every)
-    except KeyboardInterrupt:
-        if events is not None:
-            console.print("\nstopping ...", highlight=False)
+                known = outlook(study, driver.records, {})
+                console.print(f"going on with {len(driver.records)} known trials: {known}")
+            follow(driver, events, console, every=SIMULATED_LINE_SECONDS if world else 0.0)
+        except (KeyboardInterrupt, SystemExit):
+            console.print("\nstopping ...")
+            raise
+        finally:
             events.close()
+    return driver
+
+
+def _world(running: Running) -> World | None:
+    """The world that `--simulate` names."""
+    if running.simulate is None:
+        return None
+    from search.simulation.world import load_world
+
+    return load_world(running.simulate)
+
+
+def _open_simulated(study: StudyConfig, world: World) -> Opened:
+    from search.simulation.engine import run_simulated, simulated_driver
+
+    driver, clock = simulated_driver(study, world)
+    return driver, run_simulated(driver, world, clock)
+
+
+def _open(study: StudyConfig, running: Running) -> Opened:
+    from search.brain.driver import Driver
+    from search.engines.machine import this_machine
+
+    driver, machine = Driver(study), this_machine(study.cpus, study.gpus)
+    if study.engine == "ray":
+        from search.engines.ray_tune import run_ray
+
+        return driver, run_ray(driver, machine, address=running.ray_address)
+    from search.engines.local import run_local
+
+    return driver, run_local(driver, machine)
+
+
+@contextmanager
+def _stopping_cleanly(console: Console) -> Iterator[None]:
+    """Turn Ctrl-C, and the SIGTERM of `pgolf stop` or a batch system, into a clean end that says how to go on."""
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
         console.print(
             "stopped; finished trials are kept, running ones will be run again. Go on with:\n"
-            f"  pgolf {shlex.join(sys.argv[1:])}",
-            highlight=False,
+            f"  pgolf {shlex.join(sys.argv[1:])}"
         )
-        raise SystemExit(130) from None
-    return driver
+        raise SystemExit(STOPPED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """Ray puts an equal handler in place of this one."""
+    raise SystemExit(signum)

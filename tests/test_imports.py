@@ -1,4 +1,4 @@
-"""Imports point one way, pgolf_model <- space <- trials <- search, and heavy packages stay in few files (DESIGN 3)."""
+"""Imports point one way, from the top floor of rooms to the ground, and heavy packages stay in few files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,33 @@ LIGHT = (
     "pgolf_model.shapes",
     "pgolf_model.train.schedule",
 )  # standard library only
+# The house, ground floor first: a room may import rooms of earlier floors, and itself. Rooms of one floor do not
+# know each other. A room is a folder, or the named modules at the root of a package.
+FLOORS = (
+    ("pgolf_model.{errors,config,shapes,distributed}",),
+    ("pgolf_model.data", "pgolf_model.model", "pgolf_model.quant"),
+    ("pgolf_model.codec", "pgolf_model.train"),
+    ("pgolf_model.evaluate",),
+    ("pgolf_model.ship",),
+    ("pgolf_model.main",),
+    ("space.{params,plain,points,transfer}",),
+    ("space.knobs",),
+    ("space.{spaces,records,presets}",),
+    ("space.forecast", "search.bundle"),
+    ("trials",),
+    ("search.corpus", "search.study", "search.surrogate"),
+    ("search.ladder", "search.sampler", "search.submission"),
+    ("search.brain", "search.look"),
+    ("search.engines", "search.report"),
+    ("search.preflight", "search.simulation"),
+    ("search.launch",),
+    ("search.commands",),
+    ("search.cli",),
+)
 THIRD_PARTY = {  # what each package may import besides the standard library, anywhere
     "pgolf_model": {"torch", "numpy", "sentencepiece", "zstandard", "triton", "flash_attn_interface"},
     "space": {"numpy"},
-    "trials": {"torch", "numpy"},
+    "trials": {"torch", "numpy", "psutil"},
     "search": {
         "numpy",
         "scipy",
@@ -34,6 +57,8 @@ THIRD_PARTY = {  # what each package may import besides the standard library, an
         "sqlalchemy",
         "ray",
         "plotly",
+        "jinja2",
+        "markupsafe",
         "torch",
     },
 }
@@ -42,6 +67,8 @@ ONLY_IN = {  # third-party package -> the modules that may import it
     "sqlalchemy": {"search.sampler.sampler", "search.sampler.storage"},  # Optuna's storages raise its errors
     "ray": {"search.engines.ray_tune"},
     "plotly": {"search.report.plot"},
+    "jinja2": {"search.report.page"},
+    "markupsafe": {"search.report.page"},  # only there may text be exempt from escaping
     "huggingface_hub": {"search.corpus.fetch"},
 }
 
@@ -97,6 +124,44 @@ def offenders(wrong: Iterator[Found]) -> list[str]:
     return sorted({f"{found.importer} imports {found.target}" for found in wrong})
 
 
+def floors() -> dict[str, tuple[int, str]]:
+    """Room or module -> (its floor, the name of its room)."""
+    found = {}
+    for number, rooms in enumerate(FLOORS):
+        for room in rooms:
+            package, _, names = room.partition(".{")
+            for name in [f"{package}.{name}" for name in names.rstrip("}").split(",")] if names else [room]:
+                found[name] = (number, room)
+    return found
+
+
+def place(module: str, known: dict[str, tuple[int, str]]) -> tuple[int, str] | None:
+    """The floor and room of a module: its own, or that of the nearest folder around it."""
+    while module:
+        if module in known:
+            return known[module]
+        module = module.rpartition(".")[0]
+    return None
+
+
+def test_every_module_is_in_a_room() -> None:
+    """A file at the root of a package is in a room too: it is named in FLOORS."""
+    known = floors()
+    lost = [name for name, path in modules() if path.name != "__init__.py" and place(name, known) is None]
+    assert not lost
+
+
+def test_rooms_import_only_rooms_below() -> None:
+    """No circle and no arrow upwards, also not inside functions or for types alone."""
+    known = floors()
+    wrong = set()
+    for found in ALL_IMPORTS:
+        here, there = place(found.importer, known), place(found.target, known)
+        if here and there and here != there and there[0] >= here[0]:
+            wrong.add(f"{found.importer} ({here[1]}) imports {found.target} ({there[1]})")
+    assert not sorted(wrong)
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_import_only_what_lies_below(package: str) -> None:
     """What ships knows nothing of the search; the space nothing of trials; trials nothing of the driver."""
@@ -131,7 +196,7 @@ def test_torch_stays_out_of_the_driver() -> None:
 
 @pytest.mark.parametrize("package", sorted(ONLY_IN))
 def test_heavy_packages_live_in_one_file(package: str) -> None:
-    """Optuna, Ray, plotly and the hub can each be replaced by rewriting one file."""
+    """Optuna, Ray, plotly, Jinja2 and the hub can each be replaced by rewriting one file."""
     assert not offenders(f for f in ALL_IMPORTS if f.top == package and f.importer not in ONLY_IN[package])
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgolf_model.errors import UserError
+from pgolf_model.errors import EXIT_DISK_FULL, UserError
 from space.plain import from_plain, to_plain
 from trials.spec import T
+
+FULL_BYTES = 1_000_000  # a disk with less free space than this is full
 
 
 def write_json(path: Path, value: object) -> None:
@@ -24,9 +27,13 @@ def write_json(path: Path, value: object) -> None:
     os.replace(temporary, path)
 
 
-def refuse_full_disk(log: str, folder: Path) -> None:
-    """Raise OSError when a log says that the disk was full: the trial has not failed, it is to be run again."""
-    if os.strerror(errno.ENOSPC) in log:
+def refuse_full_disk(exit_code: int | None, folder: Path) -> None:
+    """Raise OSError when a process ended for want of disk space: its trial has not failed, it is to be run again.
+
+    Scripts of ours and workers say so by their exit code. Others, and ranks under torchrun, cannot: there the free
+    space of the folder's file system decides.
+    """
+    if exit_code == EXIT_DISK_FULL or shutil.disk_usage(folder).free < FULL_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 

@@ -11,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-from trials.spec import (
-    STOP_FILE,
-)
+import psutil
+
+from trials.environment import TRIAL_VARIABLE
+from trials.spec import STOP_FILE
 
 POLL_SECONDS = 0.1
+KILL_SECONDS = 10.0  # that a killed process may take to be gone
 
 
 class CalledOff(Exception):
@@ -40,7 +42,7 @@ def refuse_unwanted_work(folder: Path, parent: int) -> None:
 
 
 def wait_for(process: subprocess.Popen[bytes], timeout_seconds: float, folder: Path, parent: int) -> bool:
-    """Wait for the end; True when the time ran out first. Raises CalledOff when nobody wants the result any more."""
+    """Wait until the process ends; True when its time ran out first. CalledOff when nobody waits for its result."""
     deadline = time.monotonic() + timeout_seconds
     while process.poll() is None:
         refuse_unwanted_work(folder, parent)
@@ -50,27 +52,34 @@ def wait_for(process: subprocess.Popen[bytes], timeout_seconds: float, folder: P
     return False
 
 
+def become_subreaper() -> None:
+    """Ask Linux to make orphans among our descendants our children, so that none of them leaves the family."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def end_leftovers(folder: Path) -> None:
+    """Kill every process of the trial in `folder` but this one: daemons of its script, ranks of a killed worker.
+
+    They carry TRIAL_VARIABLE in their environment, whoever their parent is by now. Processes of other users, and those
+    that end meanwhile, are left alone.
+    """
+    mark = str(folder.absolute())
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(TRIAL_VARIABLE) == mark:
+                process.kill()
+                process.wait(KILL_SECONDS)
+
+
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """End the script and everything it started: torchrun's ranks have sessions of their own, no group holds them."""
-    family = descendants(process.pid)
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    for pid in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    """Children of `pid`, their children and so on, where /proc tells."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])  # after the name, which may hold anything
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        new = children.get(todo.pop(), [])
-        found += new
-        todo += new
-    return found

@@ -12,17 +12,22 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from space.plain import from_plain
-from trials.files import read_noun, refuse_full_disk
-from trials.process import end_with_parent, kill_tree, wait_for
+from trials.environment import trial_environment
+from trials.files import read_lines, read_noun, refuse_full_disk
+from trials.live import BEGAN_FILE
+from trials.process import end_leftovers, end_with_parent, kill_tree, wait_for
 from trials.spec import (
     ARTIFACT_FILE,
+    FAULT_FILE,
     LOG_FILE,
     METRICS_FILE,
     SCRIPT_FILE,
     SPEC_FILE,
+    Fault,
     SeedRun,
     Status,
     TrialResult,
@@ -30,8 +35,16 @@ from trials.spec import (
 )
 
 LOG_TAIL_LINES = 30
-BEGAN_FILE = "began"  # in a seed's folder: its time is when the run began, its text the seconds of killed runs before
 _SEED_RUN_KEYS = tuple(SeedRun.__dataclass_fields__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedEnd:
+    """How the run of one seed ended; by default as it should."""
+
+    status: Status = "complete"
+    fault: Fault = ""
+    error: str = ""
 
 
 def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
@@ -47,43 +60,46 @@ def run_trial(folder: Path, *, parent: int | None = None) -> TrialResult:
     spec = read_noun(TrialSpec, folder / SPEC_FILE)
     runs: list[SeedRun] = []
     versions: dict[str, str] = {}
-    status: Status = "complete"
-    error = ""
+    end = SeedEnd()
     lost = 0.0  # seconds of the run that did not finish
     for seed in spec.seeds:
         started = time.monotonic()
         seed_dir = folder / f"seed{seed}"
-        status, error = _run_seed(spec, folder / SCRIPT_FILE, seed_dir, seed, parent or os.getppid())
+        end = _run_seed(spec, folder / SCRIPT_FILE, seed_dir, seed, parent or os.getppid())
         lost = time.monotonic() - started
-        if status != "complete":
+        if end.status != "complete":
             break
         try:
             metrics = json.loads((seed_dir / METRICS_FILE).read_text(encoding="utf-8"))
             versions = metrics["versions"]
             if metrics["status"] == "diverged":
                 reason = metrics.get("error") or "the loss was not finite"
-                status, error = "diverged", f"seed {seed}: training diverged after {metrics['steps']} steps: {reason}"
+                error = f"seed {seed}: training diverged after {metrics['steps']} steps: {reason}"
+                end = SeedEnd(status="diverged", error=error)
                 break
             runs.append(
                 from_plain(SeedRun, {key: metrics[key] for key in _SEED_RUN_KEYS if key in metrics}, where=METRICS_FILE)
             )
             lost = 0.0
         except (OSError, KeyError, ValueError) as problem:
-            status, error = "failed", f"seed {seed}: the script ended without usable metrics: {problem!r}"
+            error = f"seed {seed}: the script ended without usable metrics: {problem!r}"
+            end = SeedEnd(status="failed", fault="script", error=error)
             break
     marks = [folder / f"seed{seed}" / BEGAN_FILE for seed in spec.seeds]
     seconds = lost + sum(run.total_seconds for run in runs)  # also of seeds that finished before a restart
     seconds += sum(_read_mark(mark) for mark in marks)
-    if status != "complete":  # a second attempt is charged for itself alone
+    if end.status != "complete":  # a second attempt is charged for itself alone
         for mark in marks:
             mark.unlink(missing_ok=True)
-    return TrialResult(status=status, runs=tuple(runs), error=error, seconds=seconds, versions=versions)
+    return TrialResult(
+        status=end.status, runs=tuple(runs), fault=end.fault, error=end.error, seconds=seconds, versions=versions
+    )
 
 
-def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: int) -> tuple[Status, str]:
-    """Run the script in `seed_dir` unless it already finished there. Returns how the process ended, and why."""
+def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: int) -> SeedEnd:
+    """Run the script in `seed_dir` unless it already finished there. Returns how the process ended."""
     if (seed_dir / METRICS_FILE).exists() and (seed_dir / ARTIFACT_FILE).exists():
-        return "complete", ""
+        return SeedEnd()
     killed = _killed_seconds(seed_dir)
     shutil.rmtree(seed_dir, ignore_errors=True)
     seed_dir.mkdir(parents=True)
@@ -92,7 +108,7 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
         process = subprocess.Popen(
             _command(spec, script, seed),
             cwd=seed_dir,
-            env=_environment(spec),
+            env=trial_environment(spec, script.parent, os.environ),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -103,19 +119,26 @@ def _run_seed(spec: TrialSpec, script: Path, seed_dir: Path, seed: int, parent: 
             timed_out = wait_for(process, spec.timeout_seconds, script.parent, parent)
         finally:
             kill_tree(process)
+            end_leftovers(script.parent)
     if timed_out:
-        return (
-            "timeout",
-            f"seed {seed}: still running after {spec.timeout_seconds:g} s; raise the rung's timeout_seconds",
-        )
+        error = f"seed {seed}: still running after {spec.timeout_seconds:g} s; raise the rung's timeout_seconds"
+        return SeedEnd(status="timeout", fault="timeout", error=error)
     finished = (seed_dir / METRICS_FILE).exists()  # the script's last act: what fails after it is only teardown
     if process.returncode and not finished:
+        refuse_full_disk(process.returncode, seed_dir)
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-        log_text = (seed_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace")
-        refuse_full_disk(log_text, seed_dir)
-        tail = _tail(log_text)
-        return "failed", f"seed {seed}: {SCRIPT_FILE} ended with {how}; its log ends with\n{tail}"
-    return "complete", ""
+        tail = _tail((seed_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace"))
+        error = f"seed {seed}: {SCRIPT_FILE} ended with {how}; its log ends with\n{tail}"
+        return SeedEnd(status="failed", fault=_fault(seed_dir, process.returncode), error=error)
+    return SeedEnd()
+
+
+def _fault(seed_dir: Path, exit_code: int) -> Fault:
+    """What ended a script: what it or a rank of it left word of, or the signal, or its own exception."""
+    said = next(iter(read_lines(seed_dir / FAULT_FILE)), None)
+    if isinstance(said, dict) and said.get("fault") in ("oom", "signal"):
+        return "oom" if said["fault"] == "oom" else "signal"
+    return "signal" if exit_code < 0 else "script"
 
 
 def _killed_seconds(seed_dir: Path) -> float:
@@ -138,19 +161,10 @@ def _read_mark(mark: Path) -> float:
 def _command(spec: TrialSpec, script: Path, seed: int) -> list[str]:
     launcher = [sys.executable, "-u"]
     if spec.processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={spec.processes}"]
+        launcher += ["-P", "-m", "trials.gang", str(spec.processes)]  # -P: a file of the folder is no module of ours
     options = {"--data": spec.data_dir, "--tokenizer": spec.tokenizer, "--out": ".", "--seed": str(seed)}
     flags = ["--keep-checkpoint"] if spec.keep_checkpoint else []
     return [*launcher, str(script.absolute()), *(word for pair in options.items() for word in pair), *flags]
-
-
-def _environment(spec: TrialSpec) -> dict[str, str]:
-    """Threads follow the trial's share of the machine; a trial without GPUs must not see any (automl R6)."""
-    environment = dict(os.environ)
-    environment["OMP_NUM_THREADS"] = str(max(1, int(spec.cpus) // spec.processes))
-    if not spec.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    return environment
 
 
 def _tail(log: str) -> str:

@@ -14,6 +14,8 @@ from space.params import Scalar
 T = TypeVar("T")
 Status = Literal["complete", "diverged", "failed", "timeout", "infeasible"]
 
+Fault = Literal["", "script", "oom", "signal", "timeout", "lost"]  # what went wrong outside of the configuration
+
 EXIT_UNFINISHED = 75  # of a worker that stopped without a result: nobody waits for it, or the folder is taken
 
 STOP_FILE = "stop"  # in a trial's folder: its worker is to leave; how a driver reaches workers on other machines
@@ -21,6 +23,7 @@ SPEC_FILE = "spec.json"
 RESULT_FILE = "result.json"
 SCRIPT_FILE = "train_gpt.py"
 METRICS_FILE = "metrics.json"
+FAULT_FILE = "fault.json"  # in a seed's folder: {"fault": "oom"}, left by a script or a rank that ran out of memory
 PROGRESS_FILE = "progress.jsonl"
 LOG_FILE = "train.log"
 WORKER_LOG = "worker.log"  # in the trial's folder: what the worker itself had to say
@@ -101,10 +104,14 @@ class TrialResult:
     """How a trial ended. A crash, a timeout and a divergence are results too, with `error` saying why.
 
     `infeasible` is a configuration whose forecast broke a cap: it was never run and cost nothing.
+    `fault` is what somebody saw go wrong: "script", it raised or left no metrics; "oom", it or a rank of it ran out of
+    memory; "signal" ended it; "timeout", its time ran out; "lost", its worker left no result. It is empty where nothing
+    went wrong but the configuration, and in results written before there were faults.
     """
 
     status: Status
     runs: tuple[SeedRun, ...] = ()  # one per finished seed; all of them when complete
+    fault: Fault = ""
     error: str = ""
     seconds: float = 0.0  # wall time of the trial, all seeds
     versions: dict[str, str] = field(default_factory=dict)

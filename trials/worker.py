@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import signal
@@ -11,8 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from pgolf_model.errors import EXIT_DISK_FULL
 from trials.files import write_json
-from trials.process import CalledOff, refuse_unwanted_work
+from trials.process import CalledOff, become_subreaper, end_leftovers, refuse_unwanted_work
 from trials.run import run_trial
 from trials.spec import EXIT_UNFINISHED, RESULT_FILE
 
@@ -20,20 +22,32 @@ LOCK_WAIT_SECONDS = 30.0
 
 
 def main(argv: list[str]) -> int:
-    """Exit 0 when the folder holds a result, whatever it says; EXIT_UNFINISHED when the trial is to be run again."""
+    """Run the trial of the folder.
+
+    Returns:
+        The exit code: 0 when the folder holds a result, whatever it says; EXIT_UNFINISHED or EXIT_DISK_FULL when it
+        holds none and the trial is to be run again.
+    """
     if len(argv) != 2 or not argv[1].isdigit():
         print("usage: python -m trials.worker FOLDER PARENT_PID", file=sys.stderr)
         return 2
     folder, parent = Path(argv[0]), int(argv[1])
     signal.signal(signal.SIGTERM, _stop)
+    become_subreaper()
     with (folder / ".worker.lock").open("w") as lock:
         try:
             _acquire(lock, folder, parent)
+            end_leftovers(folder)  # of a worker that was killed
             if not (folder / RESULT_FILE).exists():
                 write_json(folder / RESULT_FILE, run_trial(folder, parent=parent))
         except (CalledOff, BlockingIOError) as error:
             print(f"stopped: {error}", file=sys.stderr)
             return EXIT_UNFINISHED
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            print(f"stopped: {error}", file=sys.stderr)
+            return EXIT_DISK_FULL
     return 0
 
 

@@ -51,12 +51,12 @@ from search.study.ledger import (
     read_records,
     trial_dir,
 )
-from search.study.next_steps import search_command
+from search.study.next_steps import judge_command, search_command
 from space.params import Scalar
 from space.points import point_key
 from trials.files import read_noun, refuse_full_disk, write_json
 from trials.rungs import Rung
-from trials.spec import RESULT_FILE, SCRIPT_FILE, SPEC_FILE, STOP_FILE, WORKER_LOG, TrialResult, TrialSpec
+from trials.spec import RESULT_FILE, SCRIPT_FILE, SPEC_FILE, STOP_FILE, TrialResult, TrialSpec
 
 DUPLICATES = 4  # points asked for in a row that are tried already, before a random new one is taken
 RANDOM_DRAWS = 200  # that may be tried already before the space counts as exhausted and a point is run again
@@ -120,7 +120,7 @@ class Driver:
             if trouble and self._in_flight:
                 return Wait()  # let what runs end; its results may still change what is asked
             if trouble:
-                raise UserError(trouble)
+                raise trouble
             chosen = self._unfinished() or self._choose()
             if isinstance(chosen, Done):
                 self._tell_races()
@@ -135,16 +135,22 @@ class Driver:
                 return chosen
             self._refuse(chosen)
 
-    def finish(self, spec: TrialSpec, failure: str = "") -> TrialResult:
+    def finish(self, spec: TrialSpec, failure: str = "", *, exit_code: int | None = None) -> TrialResult:
         """Take in how a trial ended: its folder's result, or a failure when the worker left none.
 
         After a fault the trial is unfinished again: `next` hands it out once more.
+
+        Args:
+            failure: what is known of a worker that left no result.
+            exit_code: of the worker; None where it was lost.
+        Raises:
+            OSError: the worker left no result because the disk is full.
         """
         folder = trial_dir(self.study, spec.trial_id)
         if not (folder / RESULT_FILE).exists():
-            log = folder / WORKER_LOG
-            refuse_full_disk(log.read_text(encoding="utf-8", errors="replace") if log.exists() else "", folder)
-            write_json(folder / RESULT_FILE, TrialResult(status="failed", error=failure or "the worker left no result"))
+            refuse_full_disk(exit_code, folder)
+            error = failure or "the worker left no result"
+            write_json(folder / RESULT_FILE, TrialResult(status="failed", fault="lost", error=error))
         record = finished(folder, self._records[spec.trial_id].spec)
         assert record.result is not None
         self._in_flight.discard(spec.trial_id)
@@ -184,22 +190,23 @@ class Driver:
         known = (r if self._may_tell(r) else replace(r, result=None) for r in self.records)
         self._sampler.reconcile(tuple(known))
 
-    def _trouble(self) -> str:
-        """Why nothing may be started now, or nothing."""
+    def _trouble(self) -> UserError | None:
+        """Why nothing may be started now, where somebody has to decide first."""
         for record in self.records:
             if record.suspicious:
                 trial_id = record.spec.trial_id
                 reason = read_noun(Verdict, trial_dir(self.study, trial_id) / VERDICT_FILE).reason
-                return (
-                    f"{trial_id} is suspicious: {reason}. A leak or a broken metric is more likely than a discovery; "
-                    f"look at it, then say `{search_command(self.study, '--accept', trial_id)}` or --reject {trial_id}"
+                return UserError(
+                    f"{trial_id} is suspicious: {reason}. A leak or a broken metric is more likely than a discovery",
+                    hint=f"look at it, then say `{judge_command(self.study, trial_id, 'accept')}` or reject; "
+                    f"go on with `{search_command(self.study)}`",
                 )
         refused = self._refused_in_a_row()
         if refused < self.study.max_infeasible:
-            return ""
-        return (
-            f"{refused} configurations in a row were forecast over the cap of {self.study.caps.artifact_bytes:,} "
-            "bytes; raise caps.artifact_bytes, search a smaller space by another name, or raise max_infeasible to go on"
+            return None
+        return UserError(
+            f"{refused} configurations in a row were forecast over the cap of {self.study.caps.artifact_bytes:,} bytes",
+            hint="raise caps.artifact_bytes, search a smaller space by another name, or raise max_infeasible to go on",
         )
 
     def _refused_in_a_row(self) -> int:

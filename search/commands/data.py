@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
+
+from search.commands import options
+from search.commands.tables import print_json
 
 if TYPE_CHECKING:
     from search.corpus.manifest import Manifest
@@ -26,14 +28,8 @@ def _say(line: str) -> None:
 
 
 @data.command()
-@click.option(
-    "--docs",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help='Document files: a .txt is one document, .jsonl and .jsonl.gz have one {"text": ...} a line.',
-)
-@click.argument("more_docs", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--builtin", is_flag=True, help="Use the documentation installed on this machine instead of --docs.")
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--builtin", is_flag=True, help="Use the documentation installed on this machine instead of files.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="SentencePiece model to use; else one is trained.")
 @click.option("--vocab-size", type=click.IntRange(1, 65_536), help="Pieces of the trained tokenizer.  [default: 1024]")
 @click.option(
@@ -62,10 +58,9 @@ def _say(line: str) -> None:
     show_default=True,
     help="Tokens of a full shard.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON document.")
+@options.as_json
 def build(
-    docs: tuple[Path, ...],
-    more_docs: tuple[Path, ...],  # `--docs FILE...`: click gives an option one value, so the rest are arguments
+    files: tuple[Path, ...],
     builtin: bool,
     tokenizer: Path | None,
     vocab_size: int | None,
@@ -76,16 +71,17 @@ def build(
     shard_tokens: int,
     as_json: bool,
 ) -> None:
-    """Make a dataset from documents: tokenizer, train and validation shards, manifest.
+    """Make a dataset from document FILEs: tokenizer, train and validation shards, manifest.
+
+    A .txt file is one document; .jsonl and .jsonl.gz have one {"text": ...} a line.
 
     \b
     Example:
-      pgolf data build --docs articles.jsonl.gz --vocab-size 1024 --out data/articles
+      pgolf data build articles.jsonl.gz --vocab-size 1024 --out data/articles
       pgolf data build --builtin --out data/builtin
     """
-    files = docs + more_docs
-    if builtin == bool(files) or (more_docs and not docs):
-        raise click.UsageError("give either --docs FILE... or --builtin")
+    if builtin == bool(files):
+        raise click.UsageError("give either document files or --builtin")
     if tokenizer is not None and (vocab_size is not None or normalization is not None):
         raise click.UsageError("--tokenizer brings its own vocabulary and normalization; drop the other options")
     _say(f"building {out} from {'the built-in corpus' if builtin else f'{len(files)} files'}")
@@ -119,7 +115,7 @@ def build(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset folder to fill.")
 @click.option("--repo", help="Hub dataset repository, or a local folder laid out like one.  [default: the variant's]")
 @click.option("--revision", help="Branch, tag or commit of the repository.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON document.")
+@options.as_json
 def fetch(variant: str, train_shards: int, out: Path, repo: str | None, revision: str | None, as_json: bool) -> None:
     """Download published FineWeb shards; run it again to go on or to add shards.
 
@@ -135,7 +131,7 @@ def fetch(variant: str, train_shards: int, out: Path, repo: str | None, revision
 
 @data.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
+@options.as_json
 def check(directory: Path, as_json: bool) -> None:
     """Check a dataset: headers, sizes, hashes, tokenizer, token range, documents.
 
@@ -149,7 +145,7 @@ def check(directory: Path, as_json: bool) -> None:
 
     report = check_dataset(directory)
     if as_json:
-        click.echo(json.dumps({**to_plain(report), "ok": report.ok}))
+        print_json({**to_plain(report), "ok": report.ok})
     for problem in report.problems:
         _say(f"error: {problem}")
     if not report.ok:
@@ -165,7 +161,7 @@ def _show(manifest: Manifest, out: Path, as_json: bool) -> None:
     if as_json:
         audit = manifest.audit
         derived = {"dropped_share": audit.dropped_share} if audit else {}
-        click.echo(json.dumps({"directory": str(out), **to_plain(manifest), **derived}))
+        print_json({"directory": str(out), **to_plain(manifest), **derived})
         return
     for name, split in (("train", manifest.train), ("val", manifest.val)):
         click.echo(

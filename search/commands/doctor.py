@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import click
 
+from search.commands import options
+from search.commands.tables import print_json
 from search.preflight.examine import examine
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
 @click.option("--study", metavar="STUDY", help="Check what this study needs; its data is taken too.")
-@click.option("--data", multiple=True, metavar="DIR", help="Dataset folder(s) to check.")
+@options.datasets
 @click.option("--no-calibration", is_flag=True, help="Measure nothing, and run nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@options.as_json
 def doctor(study: str | None, data: tuple[str, ...], no_calibration: bool, as_json: bool) -> None:
     """Check environment, data and speed of this machine; exit 1 when something has to be repaired.
 
@@ -32,7 +29,6 @@ def doctor(study: str | None, data: tuple[str, ...], no_calibration: bool, as_js
     """
     from search.preflight.checks import describe_checks, failed
     from search.study.config import load_study
-    from space.plain import to_plain
 
     config = load_study(study) if study else None
     if config and data:
@@ -40,7 +36,7 @@ def doctor(study: str | None, data: tuple[str, ...], no_calibration: bool, as_js
     folders = data or (config.data if config else ())
     checks, hardware = examine(config, folders, calibrated=not no_calibration)
     if as_json:
-        click.echo(json.dumps({"checks": to_plain(checks), "hardware": to_plain(hardware)}, indent=1))
+        print_json({"checks": checks, "hardware": hardware})
     else:
         click.echo(describe_checks(checks))
     if failed(checks):

@@ -1,4 +1,4 @@
-"""`pgolf export`, `pgolf verify` and `pgolf evaluate`: from a finished study to a submission that holds."""
+"""`pgolf export`: the best trial of a study as a submission folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pgolf_model.errors import UserError
+from search.commands import options
 
 
 @click.command()
@@ -17,7 +18,7 @@ from pgolf_model.errors import UserError
 @click.option("--github-id", default="", help="Your GitHub name, for submission.json.")
 @click.option("--name", default="", help="Name of the submission; the study and trial by default.")
 @click.option("--blurb", default="", help="What it does in a sentence; made from the configuration by default.")
-@click.option("--json", "as_json", is_flag=True, help="Print submission.json to stdout.")
+@options.as_json
 def export(
     study: str, trial_id: str | None, out: Path, author: str, github_id: str, name: str, blurb: str, as_json: bool
 ) -> None:
@@ -28,6 +29,7 @@ def export(
       pgolf export demo --out submission
       pgolf export demo --trial full/0007 --out submission --author "Ada Lovelace" --github-id ada
     """
+    from search.look.trial import find_trial
     from search.study.config import load_study
     from search.study.ledger import best_record, read_records
     from search.submission.export import Credits
@@ -36,20 +38,12 @@ def export(
 
     config = load_study(study)
     records = read_records(config)
-    if trial_id is None:
-        record = best_record(config, records)
-        if record is None:
-            raise UserError(
-                f"study {config.name!r} has no complete trial within its caps yet ({len(records)} trials in "
-                f"{config.dir})",
-                hint=f"run it first: pgolf search {study}",
-            )
-    else:
-        by_id = {r.spec.trial_id: r for r in records}
-        if trial_id not in by_id:
-            known = ", ".join(sorted(by_id)[-5:]) or "none"
-            raise UserError(f"study {config.name!r} has no trial {trial_id!r}", hint=f"the last ones are: {known}")
-        record = by_id[trial_id]
+    record = find_trial(config, records, trial_id) if trial_id else best_record(config, records)
+    if record is None:
+        raise UserError(
+            f"study {config.name!r} has no complete trial within its caps yet ({len(records)} trials in {config.dir})",
+            hint=f"run it first: pgolf search {study}",
+        )
     click.echo(f"exporting trial {record.spec.trial_id} of study {config.name} to {out}", err=True)
     credits = Credits(author=author, github_id=github_id, name=name, blurb=blurb)
     folder = write_submission(config, record, out, credits=credits)

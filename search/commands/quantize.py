@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf_model.errors import UserError
+from search.commands import options
+from search.commands.tables import print_json, print_table
 from search.submission.checkpoint import changed, find_source
 from search.submission.child import last_words
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to leave artifacts and audits in."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@options.as_json
 def quantize(
     checkpoint: Path,
     targets: tuple[int, ...],
@@ -75,28 +77,38 @@ def quantize(
         if out and "error" not in point:
             point["artifact"] = str(out / f"quantized_{point['target_bytes']}.pgolf")
     if as_json:
-        click.echo(json.dumps({"checkpoint": str(source.checkpoint), **report}, allow_nan=False))
+        print_json({"checkpoint": str(source.checkpoint), **report})
     else:
-        _print_table(report)
+        _show(report)
     if all("error" in point for point in report["points"]):
         raise UserError(report["points"][0]["error"])
 
 
-def _print_table(report: dict[str, Any]) -> None:
-    """One line per size."""
+def _show(report: dict[str, Any]) -> None:
+    """A row for each size, then why the others cannot be."""
     before = report["pre_quant_val_bpb"]
     click.echo(
         f"{report['num_params']:,} parameters, {report['code_bytes']:,} bytes of code, unpacked {before:.4f} bpb"
     )
-    click.echo(
-        f"{'target':>12} {'bytes':>12} {'val_bpb':>9} {'gap':>9} {'bits/weight':>12} {'pack s':>8} {'score s':>8}"
-    )
+    header = ["target", "bytes", "val_bpb", "gap", "bits/weight", "pack s", "score s"]
+    packed = [point for point in report["points"] if "error" not in point]
+    print_table(header, [_cells(point, before) for point in packed], left=0)
     for point in report["points"]:
-        target = f"{point['target_bytes']:,}" if point["target_bytes"] else "as is"
         if "error" in point:
-            click.echo(f"{target:>12}  {point['error']}")
-            continue
-        click.echo(
-            f"{target:>12} {point['artifact_bytes']:>12,} {point['val_bpb']:>9.4f} {point['val_bpb'] - before:>+9.4f} "
-            f"{point['bits_per_weight']:>12.3f} {point['quantize_seconds']:>8.1f} {point['eval_seconds']:>8.1f}"
-        )
+            click.echo(f"{_target(point)}: {point['error']}")
+
+
+def _cells(point: dict[str, Any], before: float) -> list[str]:
+    return [
+        _target(point),
+        f"{point['artifact_bytes']:,}",
+        f"{point['val_bpb']:.4f}",
+        f"{point['val_bpb'] - before:+.4f}",
+        f"{point['bits_per_weight']:.3f}",
+        f"{point['quantize_seconds']:.1f}",
+        f"{point['eval_seconds']:.1f}",
+    ]
+
+
+def _target(point: dict[str, Any]) -> str:
+    return f"{point['target_bytes']:,}" if point["target_bytes"] else "as is"

@@ -1,58 +1,36 @@
-"""`pgolf search` and `pgolf trial`: everything that trains."""
+"""`pgolf search`: run a study to its end, or go on with one."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import click
 
 from pgolf_model.errors import UserError
-from search.launch import run_study
+from search.commands import options
+from search.commands.tables import print_json
 
 if TYPE_CHECKING:
     from search.brain.driver import Driver
-    from search.study.config import EngineName, StudyConfig
-    from search.study.ledger import TrialRecord, Word
+    from search.launch import Running
+    from search.study.config import StudyConfig
+    from search.study.ledger import TrialRecord
 
 
 @click.command()
 @click.argument("study")
-@click.option("--engine", type=click.Choice(["ray", "local"]), help="Override the study's engine.")
-@click.option("--data", multiple=True, metavar="DIR", help="Override the study's dataset folder(s).")
-@click.option("--ray-address", default="", metavar="ADDRESS", help="Use a running Ray cluster, e.g. auto.")
-@click.option(
-    "--simulate",
-    type=click.Path(path_type=Path),
-    metavar="FILE.py",
-    help="Train nothing: call its evaluate(), in simulated time.",
-)
-@click.option("--seed", type=int, help="Simulation only: seed of the sampler.")
-@click.option("--gpus", type=float, help="GPUs to use; simulated ones with --simulate.")
-@click.option("--cpus", type=float, help="CPU cores to use; likewise.")
-@click.option("--accept", metavar="TRIAL", help="Believe a score that stopped the study, and go on.")
-@click.option("--reject", metavar="TRIAL", help="Count a trial whose score stopped the study as failed, and go on.")
-@click.option("--dry-run", is_flag=True, help="Print rungs, resources and worst-case cost; run nothing.")
-@click.option("--hardware", metavar="NAME|FILE.json", help="With --dry-run: forecast the control's run at every rung.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
+@options.running
+@click.option("--sampler-seed", type=int, metavar="N", help="With --simulate: seed of the sampler.")
+@options.dry_run
+@options.hardware
+@options.as_json
 def search(
-    study: str,
-    engine: str | None,
-    data: tuple[str, ...],
-    ray_address: str,
-    simulate: Path | None,
-    seed: int | None,
-    gpus: float | None,
-    cpus: float | None,
-    accept: str | None,
-    reject: str | None,
-    dry_run: bool,
-    hardware: str | None,
-    as_json: bool,
+    running: Running, study: str, sampler_seed: int | None, dry_run: bool, hardware: str | None, as_json: bool
 ) -> None:
     """Run STUDY (a TOML file, a built-in name, or a study's folder), or go on where it stopped.
+
+    With --dry-run it says what every rung may cost; --hardware adds the forecast of the control's run.
 
     \b
     Example:
@@ -60,44 +38,29 @@ def search(
       pgolf search 8xh100.toml --dry-run --hardware h100
       pgolf search 8xh100.toml --simulate surrogate.py --gpus 64
     """
-    from search.preflight.plan import describe, known_hardware, plan
+    from search.launch import run_study
+    from search.preflight.plan import known_hardware
     from search.study.config import load_study
     from search.study.next_steps import is_simulated
-    from space.plain import to_plain
-    from space.spaces import named_space
 
-    config = load_study(study)
-    if data:
-        config = replace(config, data=data)
-    if engine:
-        config = replace(config, engine=cast("EngineName", engine))
-    if dry_run and (accept or reject):
-        raise click.UsageError("--dry-run changes nothing, --accept and --reject do: give one or the other")
-    if seed is not None and simulate is None:
-        raise click.UsageError("--seed is for --simulate; a real study's seed is in its file")
-    config = replace(config, gpus=config.gpus if gpus is None else gpus, cpus=config.cpus if cpus is None else cpus)
-    if simulate is not None:  # in a folder of its own: its results are no measurements
-        seed = config.seed if seed is None else seed
+    if sampler_seed is not None and running.simulate is None:
+        raise click.UsageError("--sampler-seed is for --simulate; a real study's seed is in its file")
+    config = running.applied_to(load_study(study))
+    if running.simulate is not None:  # in a folder of its own: its results are no measurements
+        seed = config.seed if sampler_seed is None else sampler_seed
         if not is_simulated(config) or seed != config.seed:
             config = replace(config, name=f"{config.name}-simulated{seed}", seed=seed, folder="", storage="memory")
     if dry_run:
-        named_space(config.space)
-        planned = plan(config, known_hardware(config, hardware))
-        click.echo(json.dumps(to_plain(planned), indent=1) if as_json else describe(planned))
+        options.show_cost(config, known_hardware(config, hardware), as_json=as_json)
         return
-    verdicts: dict[str, Word] = {accept: "accepted"} if accept else {}
-    verdicts |= {reject: "rejected"} if reject else {}
-    driver = run_study(config, ray_address=ray_address, simulate=simulate, verdicts=verdicts)
-    best = _best(config, driver)
+    best = _best(config, run_study(config, running))
     if as_json:
-        found = {"trial": best.spec.trial_id, "result": to_plain(best.result)}
-        click.echo(json.dumps({"study": config.name, "folder": str(config.dir), "best": found}, indent=1))
+        found = {"trial": best.spec.trial_id, "result": best.result}
+        print_json({"study": config.name, "folder": str(config.dir), "best": found})
 
 
 def _best(config: StudyConfig, driver: Driver) -> TrialRecord:
     """The best trial, announced on stderr with what to do next."""
-    from rich.console import Console
-
     from search.study.ledger import best_record
     from search.study.next_steps import is_simulated
 
@@ -107,10 +70,8 @@ def _best(config: StudyConfig, driver: Driver) -> TrialRecord:
         if driver.why_done:
             raise UserError(
                 f"study {config.name} {how}, and none of its {len(driver.records)} trials is feasible",
-                hint=(
-                    "raise what the "
-                    "study may spend ([budget], printed by --dry-run) or lower its rungs' timeouts, then run it again"
-                ),
+                hint="raise what the study may spend ([budget], printed by --dry-run) or lower its rungs' timeouts, "
+                "then run it again",
             )
         raise UserError(
             f"study {config.name} is complete, no trial is feasible", hint=f"see why: pgolf status {config.dir}"
@@ -122,5 +83,5 @@ def _best(config: StudyConfig, driver: Driver) -> TrialRecord:
     ]
     if not is_simulated(config):
         lines.append(f"  export it:   pgolf export {config.dir} --out submission")
-    Console(stderr=True, soft_wrap=True, markup=False).print("\n".join(lines), highlight=False)
+    click.echo("\n".join(lines), err=True)
     return best

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
+
+from search.commands import options
+from search.commands.tables import print_json
 
 if TYPE_CHECKING:
     from space.forecast.speed import SpeedEstimate
@@ -15,8 +17,8 @@ CAP_BYTES = 16_000_000  # the challenge's, decimal
 
 @click.command()
 @click.argument("config", metavar="PRESET|CONFIG.toml")
-@click.option("--hardware", metavar="NAME|FILE.json", help="Forecast the run on it: 8xh100, h200, or doctor's file.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@options.hardware
+@options.as_json
 def size(config: str, hardware: str | None, as_json: bool) -> None:
     """Predict an artifact's bytes before training: code plus compressed weights, with a 90 % interval.
 
@@ -33,7 +35,6 @@ def size(config: str, hardware: str | None, as_json: bool) -> None:
     from space.forecast.hardware import load_hardware
     from space.forecast.sizing import estimate_model_bytes
     from space.forecast.speed import estimate_speed
-    from space.plain import to_plain
     from space.presets import load_config
 
     run = load_config(config)
@@ -43,7 +44,7 @@ def size(config: str, hardware: str | None, as_json: bool) -> None:
         speed = estimate_speed(run, machine, ranks=ranks)
     code = code_bytes(run)
     estimate = estimate_model_bytes(run, code_bytes=code)
-    facts = {
+    facts: dict[str, object] = {
         "config": config,
         "num_params": estimate.num_params,
         "model_bytes": estimate.model_bytes,
@@ -55,9 +56,9 @@ def size(config: str, hardware: str | None, as_json: bool) -> None:
         "model_bytes_by_role": dict(estimate.by_role),
     }
     if speed:
-        facts["speed"] = to_plain(speed)
+        facts["speed"] = speed
     if as_json:
-        click.echo(json.dumps(facts))
+        print_json(facts)
         return
     low, high = estimate.low + code, estimate.high + code
     click.echo(f"{config}: {estimate.num_params:,} parameters, {estimate.bits_per_param:.2f} bits each when packed")

@@ -1,4 +1,4 @@
-"""`pgolf status` and `pgolf pareto`: looking at a study while it runs and afterwards. Neither changes it."""
+"""`pgolf status`: where a study stands, while it runs and afterwards. It changes nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from search.commands.tables import duration, print_plain, print_rich
+from search.commands import options
+from search.commands.tables import duration, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
     from search.look.score_forecast import BpbForecast
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("study")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@options.as_json
 def status(study: str, as_json: bool) -> None:
     """Show where a study stands: trials per rung, what runs now, what was spent.
 
@@ -25,27 +26,23 @@ def status(study: str, as_json: bool) -> None:
     Example:
       pgolf status demo
     """
-    import json
     import time
 
     from search.look.status import study_status
     from search.study.config import load_study
     from search.study.ledger import read_records
     from search.study.lock import driver_alive, driver_pid
-    from space.plain import to_plain
 
     config = load_study(study)
     alive = driver_alive(config)
     found = study_status(config, read_records(config), driver=driver_pid(config), alive=alive, now=time.time())
     if as_json:
-        click.echo(json.dumps(to_plain(found), indent=1))
+        print_json(found)
     else:
         _print_status(found)
 
 
 def _print_status(found: StudyStatus) -> None:
-    import sys
-
     driver = f" (driver is process {found.driver})" if found.driver else ""
     best = f"{found.best_val_bpb:.4f} bpb, {found.best}" if found.best else "no feasible trial yet"
     elapsed = f"{duration(found.elapsed_seconds)} since launch, " if found.elapsed_seconds is not None else ""
@@ -68,20 +65,11 @@ def _print_status(found: StudyStatus) -> None:
                 f"quarter {q.recall:.2f} [{q.recall_low:.2f}, {q.recall_high:.2f}] over {q.num_pairs} pairs; "
                 f"keeps {q.keep:.0%}"
             )
-    tables = [_rung_cells(found.rungs)]
-    if found.live:
-        tables.append(_live_cells(found.live))
-    if found.forecasts:
-        tables.append(_forecast_cells(found.forecasts))
-    if sys.stdout.isatty():
-        print_rich(head, tables)
-    else:
-        width = max(8, *(len(name) + 2 for name in head))
-        for name, text in head.items():
-            click.echo(f"{name:{width}}{text}")
-        for table in tables:
+    print_facts(head, bold=("study", "best"))
+    for cells in [_rung_cells(found.rungs), _live_cells(found.live), _forecast_cells(found.forecasts)]:
+        if cells:
             click.echo()
-            print_plain(table)
+            print_table(cells[0], cells[1:])
     if found.next:
         click.echo("\nnext")
         for command in found.next:
@@ -100,12 +88,14 @@ def _rung_cells(rungs: tuple[RungStatus, ...]) -> list[list[str]]:
 
 
 def _live_cells(live: tuple[LiveTrial, ...]) -> list[list[str]]:
-    rows = [["trial", "state", "seed", "step", "progress", "loss", "ms/step", "ETA"]]
+    if not live:
+        return []
+    rows = [["trial", "phase", "seed", "step", "trained", "loss", "ms/step", "ETA"]]
     for t in live:
         rows.append(
             [
                 t.trial_id,
-                "interrupted" if t.interrupted else "running" if t.seed is not None else "starting",
+                f"{t.phase}, interrupted" if t.interrupted else t.phase,
                 f"{min(t.seeds_done + 1, t.num_seeds)}/{t.num_seeds}",
                 str(t.step),
                 f"{t.progress:.0%}",
@@ -118,6 +108,8 @@ def _live_cells(live: tuple[LiveTrial, ...]) -> list[list[str]]:
 
 
 def _forecast_cells(forecasts: tuple[BpbForecast, ...]) -> list[list[str]]:
+    if not forecasts:
+        return []
     rows = [["trial", f"at {forecasts[0].rung}", "50 %", "90 %", "from"]]
     for f in forecasts:
         known = f"{f.num_pairs} earlier trial{'s' * (f.num_pairs != 1)}" if f.num_pairs else "no earlier trial"

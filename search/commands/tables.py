@@ -1,40 +1,47 @@
-"""How commands print tables and durations."""
+"""What commands print to stdout: tables, facts, and JSON documents."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import sys
+from collections.abc import Mapping, Sequence
 
 import click
 
-if TYPE_CHECKING:
-    pass
+WIDE = 10_000  # columns of a file or a pipe: nothing is cut there
 
 
-def print_plain(table: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    for row in table:
-        first, *others = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        click.echo("  ".join([first, *others]))
+def print_json(value: object, *, indent: int | None = 1) -> None:
+    """Print a noun or plain value as one JSON document; NaN and infinity are refused."""
+    from space.plain import to_plain
+
+    click.echo(json.dumps(to_plain(value), indent=indent, allow_nan=False))
 
 
-def print_rich(head: dict[str, str], tables: list[list[list[str]]]) -> None:
-    from rich.console import Console
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+    """Print rows under a header.
+
+    Args:
+        left: so many leading columns are words and lie left; the others are numbers and lie right.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()  # honours NO_COLOR
-    for name, text in head.items():
-        console.print(Text.assemble((f"{name:8}", "dim"), (text, "bold" if name in ("study", "best") else "")))
-    for cells in tables:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for i, title in enumerate(cells[0]):
-            table.add_column(title, justify="right" if i else "left", no_wrap=True)
-        for row in cells[1:]:
-            table.add_row(*map(Text, row))
-        console.print()
-        console.print(table)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for i, title in enumerate(header):
+        table.add_column(title, justify="left" if i < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _print(table)
+
+
+def print_facts(facts: Mapping[str, str], *, bold: Sequence[str] = ()) -> None:
+    """Print a name and a text on each line; the texts of the names in `bold` stand out."""
+    from rich.text import Text
+
+    width = max(len(name) for name in facts) + 2
+    for name, text in facts.items():
+        _print(Text.assemble((f"{name:{width}}", "dim"), (text, "bold" if name in bold else "")))
 
 
 def duration(seconds: float) -> str:
@@ -43,3 +50,17 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _print(what: object) -> None:
+    """On a terminal with colours, unless NO_COLOR is set; elsewhere as plain lines without trailing spaces."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console(soft_wrap=True).print(what)
+        return
+    console = Console(width=WIDE, color_system=None)
+    with console.capture() as captured:
+        console.print(what, crop=False, no_wrap=True, overflow="ignore")
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from search.commands import options
+from search.commands.tables import print_json
 
 
 @click.command()
@@ -13,7 +15,7 @@ import click
 @click.option("--data", type=click.Path(path_type=Path), help="Where the validation shards lie now.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Another copy of the tokenizer.")
 @click.option("--tolerance", type=float, help="Largest difference in val_bpb and val_loss.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
+@options.as_json
 def verify(folder: Path, data: Path | None, tokenizer: Path | None, tolerance: float | None, as_json: bool) -> None:
     """Run the submission in FOLDER outside the repository and recount everything it claims.
 
@@ -33,7 +35,7 @@ def verify(folder: Path, data: Path | None, tokenizer: Path | None, tolerance: f
     for problem in report.problems:
         click.echo(f"problem: {problem}", err=True)
     if as_json:
-        click.echo(json.dumps({"ok": report.ok, **to_plain(report)}, indent=1, allow_nan=False))
+        print_json({"ok": report.ok, **to_plain(report)})
     else:
         click.echo(
             f"{'ok' if report.ok else 'FAILED'}: {report.code_bytes:,} code + {report.model_bytes:,} model = "

@@ -82,7 +82,7 @@ def _collect(report: Report) -> Iterator[str]:
     if kept < MIN_BYTES:
         raise UserError(
             f"the built-in corpus has {kept} bytes, expected at least {MIN_BYTES}",
-            hint=("install the pinned packages (`make setup`) or give your own text with --docs"),
+            hint=("install the pinned packages (`make setup`) or give files of your own"),
         )
 
 

@@ -34,7 +34,7 @@ def open_dataset(name: str) -> Dataset:
     folder = Path(name).absolute()
     if not folder.is_dir():
         raise UserError(
-            f"no dataset at {name}: build one with `pgolf data build --docs FILE... --out {name}` or download the "
+            f"no dataset at {name}: build one with `pgolf data build FILE... --out {name}` or download the "
             f"challenge's with `pgolf data fetch --out {name}`"
         )
     return Dataset(folder=folder, manifest=quick_check(folder))

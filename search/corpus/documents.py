@@ -38,9 +38,9 @@ def corpus_from_files(paths: Sequence[Path]) -> Corpus:
     """
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path}: no such file", hint=f"--docs takes {', '.join(SUFFIXES)} files")
+            raise UserError(f"{path}: no such file", hint=f"give {', '.join(SUFFIXES)} files")
         if not path.name.endswith(SUFFIXES):
-            raise UserError(f"{path}: unknown kind of document file", hint=f"--docs takes {', '.join(SUFFIXES)} files")
+            raise UserError(f"{path}: unknown kind of document file", hint=f"give {', '.join(SUFFIXES)} files")
     hashes = "".join(file_sha256(path) for path in paths)
     return Corpus(
         source=", ".join(path.name for path in paths),

@@ -42,7 +42,8 @@ def run_local(driver: Driver, machine: Machine) -> Generator[Event, None, None]:
                 if slot.process.returncode == EXIT_UNFINISHED:
                     driver.release(slot.spec)
                     continue
-                yield Finished(spec=slot.spec, result=driver.finish(slot.spec, failure=_how_it_ended(slot)))
+                result = driver.finish(slot.spec, _how_it_ended(slot), exit_code=slot.process.returncode)
+                yield Finished(spec=slot.spec, result=result)
             said = dispatcher.next(time.monotonic())
             if isinstance(said, Start):
                 running.append(_start(said.spec, driver, tuple(machine.gpu_ids[i] for i in said.gpu_ids)))

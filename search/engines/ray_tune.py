@@ -273,7 +273,8 @@ def _brain_and_undertaker(driver: Driver, events: Events, stopping: threading.Ev
                     driver.release(spec)  # unfinished: it comes again
                     return
                 how = "Ray lost the worker" if code is None else f"the worker ended with exit code {code}"
-                events.put(Finished(spec=spec, result=driver.finish(spec, failure=f"{how} and left no result")))
+                ended = driver.finish(spec, f"{how} and left no result", exit_code=code)
+                events.put(Finished(spec=spec, result=ended))
 
     class Undertaker(FIFOScheduler):
         def __reduce__(self) -> Any:

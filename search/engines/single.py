@@ -67,7 +67,7 @@ def run_single(
             process.terminate()
             process.wait()
     if not (folder / RESULT_FILE).exists():
-        return TrialResult(status="failed", error="the worker left no result")
+        return TrialResult(status="failed", fault="lost", error="the worker left no result")
     return read_noun(TrialResult, folder / RESULT_FILE)
 
 

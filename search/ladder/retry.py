@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from trials.spec import RESULT_FILE, TrialResult, TrialSpec
 
 ATTEMPTS = 2
-OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError", re.IGNORECASE)
-DIED = re.compile(r"ended with signal \d+|left no result")  # script or worker: nobody's mistake that we know of
 
 
 def second_attempt(spec: TrialSpec, result: TrialResult) -> TrialSpec | None:
@@ -29,15 +26,13 @@ def second_attempt(spec: TrialSpec, result: TrialResult) -> TrialSpec | None:
         earlier_seconds=spec.earlier_seconds + max(0.0, lost),
         seeds_done=max(spec.seeds_done, len(result.runs)),
     )
-    if result.status == "failed" and OUT_OF_MEMORY.search(result.error):
+    if result.fault == "oom":
         train = spec.config.train
         smaller = max(train.seq_len, train.micro_batch_tokens // 2)
         if smaller >= train.micro_batch_tokens:
             return None  # one sequence at a time is already too much
         return replace(again, config=replace(spec.config, train=replace(train, micro_batch_tokens=smaller)))
-    if result.status == "timeout" or DIED.search(result.error):
-        return again
-    return None
+    return again if result.fault in ("signal", "timeout", "lost") else None
 
 
 def earlier_result(folder: Path, attempt: int) -> Path:

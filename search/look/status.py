@@ -16,14 +16,16 @@ from search.ladder.promote import Done, decide
 from search.ladder.race import NoiseFloor, noise_floors
 from search.ladder.trust import ProxyQuality, proxy_quality
 from search.look.analysis import ENDED
+from search.look.outlook import Pace, paces, read_lives, trial_seconds_left
 from search.look.score_forecast import BpbForecast, forecast_study
 from search.study.config import STUDY_FILE, StudyConfig
 from search.study.journal import why_done
 from search.study.ledger import TrialRecord, best_record, trial_dir
-from search.study.next_steps import export_command, is_simulated, search_command, study_argument
+from search.study.next_steps import export_command, is_simulated, judge_command, search_command, study_argument
 from trials.files import read_progress
+from trials.live import LiveRun
 from trials.rungs import Rung
-from trials.spec import METRICS_FILE, PROGRESS_FILE, RESULT_FILE
+from trials.spec import PROGRESS_FILE, RESULT_FILE
 
 State = Literal["not started", "running", "interrupted", "suspicious", "stopped", "out of budget", "finished"]
 
@@ -50,19 +52,20 @@ class RungStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveTrial:
-    """A trial that has begun and not ended: its newest progress record, or zeros before the first."""
+    """A trial that has begun and not ended: its newest word, or zeros before the first."""
 
     trial_id: str
     interrupted: bool
-    seed: int | None  # the seed whose record this is
+    seed: int  # that runs
     seeds_done: int
     num_seeds: int
+    phase: str  # starting, training, calibrating, packing, scoring
     step: int
     progress: float  # of this seed's training, in [0, 1]
     train_loss: float | None
     ms_per_step: float | None
-    seconds: float  # training so far, all seeds
-    eta_seconds: float | None  # until training of the last seed ends, at the pace so far; None when unknown
+    seconds: float  # so far, all seeds
+    eta_seconds: float | None  # until the trial ends; None when unknown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,11 +95,15 @@ def study_status(
     study: StudyConfig, records: Sequence[TrialRecord], *, driver: int | None, alive: bool, now: float
 ) -> StudyStatus:
     """The status at Unix time `now`."""
-    live = tuple(_live(study, r, alive=alive) for r in records if r.result is None and _seed_dirs(study, r))
+    lives = read_lives(study, records, now=now if alive else None)
+    pace = paces(study, records, lives)
+    live = tuple(
+        _live(r, lives[r.spec.trial_id], pace[r.spec.rung], alive=alive) for r in records if r.spec.trial_id in lives
+    )
     begun = {trial.trial_id: trial for trial in live}
     best = best_record(study, tuple(records))
     gpu = sum(_spent(r, begun) * r.spec.gpus for r in records)
-    state = _state(study, records, alive=alive)
+    state = study_state(study, records, alive=alive)
     best_id = best.spec.trial_id if best else None
     return StudyStatus(
         study=study.name,
@@ -146,31 +153,21 @@ def _rung_status(
     )
 
 
-def _live(study: StudyConfig, record: TrialRecord, *, alive: bool) -> LiveTrial:
-    """Progress over the trial's seeds, which run one after another."""
-    last = {folder: list(read_progress(folder / PROGRESS_FILE))[-1:] for folder in _seed_dirs(study, record)}
-    done = [folder for folder in last if (folder / METRICS_FILE).exists()]
-    newest = max((f for f in last if f not in done and last[f]), key=_modified, default=None)
-    now = last[newest][0] if newest else {}
-    progress = min(1.0, float(now.get("progress", 0.0)))
-    seed_seconds = float(now.get("seconds", 0.0))
+def _live(record: TrialRecord, live: LiveRun, pace: Pace, *, alive: bool) -> LiveTrial:
     num_seeds = len(record.spec.seeds)
-    eta = None
-    if progress > 0:
-        whole = seed_seconds / progress
-        eta = whole - seed_seconds + whole * max(0, num_seeds - len(done) - 1)
     return LiveTrial(
         trial_id=record.spec.trial_id,
         interrupted=not alive,
-        seed=int(newest.name.removeprefix("seed")) if newest else None,
-        seeds_done=len(done),
+        seed=live.seed,
+        seeds_done=live.seeds_done,
         num_seeds=num_seeds,
-        step=int(now.get("step", 0)),
-        progress=progress,
-        train_loss=now.get("train_loss"),
-        ms_per_step=now.get("ms_per_step"),
-        seconds=sum(float(records[0].get("seconds", 0.0)) for records in last.values() if records),
-        eta_seconds=eta if alive else None,
+        phase=live.phase,
+        step=live.step,
+        progress=live.progress,
+        train_loss=live.train_loss,
+        ms_per_step=live.ms_per_step,
+        seconds=live.seconds,
+        eta_seconds=trial_seconds_left(live, num_seeds, pace) if alive else None,
     )
 
 
@@ -201,7 +198,7 @@ def _spent(record: TrialRecord, begun: dict[str, LiveTrial]) -> float:
     return record.spec.earlier_seconds + (trial.seconds if trial else 0.0)
 
 
-def _state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -> State:
+def study_state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -> State:
     """The end is the driver's word, or that the promotion rule has nothing left to start or nothing it can pay."""
     if alive:
         return "running"
@@ -239,10 +236,10 @@ def _modified(path: Path) -> float:
 def _next(study: StudyConfig, records: Sequence[TrialRecord], state: State, best: str | None) -> tuple[str, ...]:
     name = study_argument(study)
     commands = [
-        search_command(study, f"--{word}", r.spec.trial_id)
+        judge_command(study, r.spec.trial_id, verdict)
         for r in records
         if r.suspicious
-        for word in ("accept", "reject")
+        for verdict in ("accept", "reject")
     ]
     if state in ("not started", "interrupted", "stopped", "out of budget"):
         commands.append(search_command(study))

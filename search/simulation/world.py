@@ -32,7 +32,7 @@ from pgolf_model.errors import UserError
 from search.simulation.bare_space import bare_space
 from search.study.config import StudyConfig
 from space.params import Scalar, Space
-from trials.spec import SeedRun, Status, TrialResult, TrialSpec
+from trials.spec import Fault, SeedRun, Status, TrialResult, TrialSpec
 
 SIGNATURE = "evaluate(params, *, rung, fidelity, seed)"
 MEND = "mend the file, then run the same command again"
@@ -137,6 +137,7 @@ def measure(study: StudyConfig, world: World, spec: TrialSpec) -> tuple[TrialRes
     fidelity = study.fidelity(study.rung(spec.rung))
     runs: list[SeedRun] = []
     status: Status = "complete"
+    fault: Fault = ""
     error = ""
     total = new = 0.0
     for i, seed in enumerate(spec.seeds):
@@ -145,26 +146,26 @@ def measure(study: StudyConfig, world: World, spec: TrialSpec) -> tuple[TrialRes
         except Exception as problem:
             where = place_of(world.evaluate, problem)
             error = f"evaluate raised {type(problem).__name__}: {problem} ({where})\n{traceback.format_exc()}"
-            status = "failed"
+            status, fault = "failed", "oom" if isinstance(problem, MemoryError) else "script"
             break
         _refuse_no_table(said, world, spec)
         try:
             run, lasts = _seed_run(said, spec, seed)
         except UserError as problem:
-            status, error = "failed", f"{place_of(world.evaluate)}: {problem}"
+            status, fault, error = "failed", "script", f"{place_of(world.evaluate)}: {problem}"
             break
         spent = min(lasts, spec.timeout_seconds)
         total += spent
         new += spent if i >= spec.seeds_done else 0.0
         if lasts > spec.timeout_seconds:
-            status = "timeout"
+            status, fault = "timeout", "timeout"
             error = f"seed {seed}: still running after {spec.timeout_seconds:g} s; raise the rung's timeout_seconds"
             break
         if run is None:
             status, error = "diverged", f"seed {seed}: training diverged: the score is {said['val_bpb']}"
             break
         runs.append(run)
-    return TrialResult(status=status, runs=tuple(runs), error=error, seconds=total), new
+    return TrialResult(status=status, runs=tuple(runs), fault=fault, error=error, seconds=total), new
 
 
 def _refuse_no_table(said: object, world: World, spec: TrialSpec) -> None:

@@ -192,5 +192,13 @@ def find_study(source: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    builtin = ", ".join(sorted(p.name for p in BUILTIN_STUDIES.glob("*.toml")))
-    raise UserError(f"no study at {source!r}: expected a TOML file, a study's folder, or one of the built-in {builtin}")
+    builtin = ", ".join(path.name for path in builtin_studies().values())
+    raise UserError(
+        f"no study at {source!r}: expected a TOML file, a study's folder, or one of the built-in {builtin}",
+        hint="pgolf list shows what there is",
+    )
+
+
+def builtin_studies() -> dict[str, Path]:
+    """The TOML files that come with the driver, by name."""
+    return {path.stem: path for path in sorted(BUILTIN_STUDIES.glob("*.toml"))}

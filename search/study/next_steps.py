@@ -23,6 +23,11 @@ def search_command(study: StudyConfig, *options: str) -> str:
     return shlex.join(["pgolf", "search", study_argument(study), *simulate, *options])
 
 
+def judge_command(study: StudyConfig, trial_id: str, verdict: str) -> str:
+    """The shell command that accepts or rejects a suspicious trial."""
+    return shlex.join(["pgolf", "judge", study_argument(study), trial_id, verdict])
+
+
 def is_simulated(study: StudyConfig) -> bool:
     """Whether the study's folder holds a simulation: its trials have no artifacts."""
     return (study.dir / WORLD_FILE).exists()

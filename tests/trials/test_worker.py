@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from processes import processes, wait_for
 from submissions import CONFIG, finished_study
 
 from pgolf_model.config import RunConfig
+from pgolf_model.errors import EXIT_DISK_FULL
 from search.bundle.script import bundle
 from search.engines.machine import worker_command
 from search.ladder.retry import second_attempt
@@ -26,6 +28,7 @@ from trials.run import BEGAN_FILE, run_trial
 from trials.spec import (
     ARTIFACT_FILE,
     EXIT_UNFINISHED,
+    FAULT_FILE,
     LOG_FILE,
     METRICS_FILE,
     RESULT_FILE,
@@ -67,7 +70,7 @@ def trial_folder(
     tmp_path: Path, script: str, *, seeds: tuple[int, ...] = (1,), timeout: float = 30.0, processes: int = 1
 ) -> Path:
     folder = tmp_path / "trial"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / SCRIPT_FILE).write_text(script)
     spec = TrialSpec(
         study="s", rung="r", number=0, params={}, config=RunConfig(), seeds=seeds, data_dir="d", tokenizer="t",
@@ -101,12 +104,12 @@ def test_a_crash_is_a_failed_result_with_the_end_of_its_log(tmp_path: Path) -> N
 
 def test_a_killed_script_is_a_failed_result(tmp_path: Path) -> None:
     result = run_trial(trial_folder(tmp_path, "import os; os.kill(os.getpid(), 9)"))
-    assert (result.status, "signal 9" in result.error) == ("failed", True)
+    assert (result.status, result.fault, "signal 9" in result.error) == ("failed", "signal", True)
 
 
 def test_a_script_without_metrics_is_a_failed_result(tmp_path: Path) -> None:
     result = run_trial(trial_folder(tmp_path, f"open({ARTIFACT_FILE!r}, 'w'); open({METRICS_FILE!r}, 'w').write('{{')"))
-    assert result.status == "failed"
+    assert (result.status, result.fault) == ("failed", "script")
     assert "without usable metrics" in result.error
 
 
@@ -119,13 +122,31 @@ def test_a_nan_in_the_metrics_never_becomes_a_score(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_no_result_but_a_reason_to_stop(tmp_path: Path) -> None:
     """The trial stays unfinished, to be run again when there is space."""
-    folder = trial_folder(tmp_path, "with open('/dev/full', 'wb') as full: full.write(b'x')")
+    folder = trial_folder(tmp_path, f"raise SystemExit({EXIT_DISK_FULL})")
     with pytest.raises(OSError, match="No space left on device"):
         run_trial(folder)
     answer = subprocess.run(worker_command(folder), text=True, capture_output=True, check=False)
-    assert answer.returncode == 1
+    assert answer.returncode == EXIT_DISK_FULL
     assert "No space left on device" in answer.stderr
     assert not (folder / RESULT_FILE).exists()
+
+
+def test_a_script_that_cannot_say_that_the_disk_is_full_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's script, or torchrun for its ranks, ends with 1: then the free space decides, not the message."""
+    folder = trial_folder(tmp_path, "with open('/dev/full', 'wb') as full: full.write(b'x')")
+    assert run_trial(folder).fault == "script", "there is space: the script wrote to something else"
+    monkeypatch.setattr("trials.files.FULL_BYTES", 2**62)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_trial(folder)
+
+
+def test_a_script_that_left_word_of_lost_memory_is_out_of_memory(tmp_path: Path) -> None:
+    """Whatever its log says; and a log that only talks about memory is the script's own fault."""
+    left = f"open({FAULT_FILE!r}, 'w').write('{{\"fault\": \"oom\"}}'); raise SystemExit(1)"
+    assert run_trial(trial_folder(tmp_path / "a", left)).fault == "oom"
+    assert run_trial(trial_folder(tmp_path / "b", "raise ValueError('out of memory')")).fault == "script"
 
 
 def test_a_divergence_is_a_result(tmp_path: Path) -> None:
@@ -143,7 +164,7 @@ def test_a_run_past_its_timeout_is_stopped_with_all_it_started(tmp_path: Path) -
     script = f"import subprocess, time; subprocess.Popen(['sleep', '{nap}']); time.sleep(600)"
     started = time.monotonic()
     result = run_trial(trial_folder(tmp_path, script, timeout=1.0))
-    assert result.status == "timeout"
+    assert (result.status, result.fault) == ("timeout", "timeout")
     assert "timeout_seconds" in result.error
     assert time.monotonic() - started < 10
     wait_for(lambda: f"sleep {nap}" not in processes())
@@ -207,6 +228,75 @@ def test_a_gang_past_its_timeout_leaves_no_rank_behind(tmp_path: Path) -> None:
     assert result.status == "timeout", result.error
     assert (folder / "seed1" / "up").exists(), "the ranks never began"
     wait_for(lambda: f"{folder}/{SCRIPT_FILE}" not in processes())
+
+
+def test_a_gang_whose_rank_a_signal_ended_says_so(tmp_path: Path) -> None:
+    """torchrun ends with exit code 1 whatever happened to its ranks; a dead rank deserves a second attempt."""
+    script = "import os\nif os.environ['RANK'] == '1': os.kill(os.getpid(), 9)\nimport time; time.sleep(600)"
+    result = run_trial(trial_folder(tmp_path, script, timeout=60.0, processes=2))
+    assert (result.status, result.fault) == ("failed", "signal"), result.error
+
+
+DAEMON = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open("daemon", "w").write(str(os.getpid()))
+        time.sleep(600)
+    os._exit(0)
+while not os.path.exists("daemon") or not open("daemon").read(): time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)"])
+def test_a_daemon_of_the_script_ends_with_its_trial(tmp_path: Path, end: str) -> None:
+    """Forked twice, in a session of its own, deaf to SIGTERM, its parent gone."""
+    folder = trial_folder(tmp_path, DAEMON + (end or ANSWER))
+    result = run_trial(folder)
+    assert result.status == ("failed" if end else "complete")
+    assert not psutil.pid_exists(int((folder / "seed1" / "daemon").read_text()))
+
+
+def test_a_killed_worker_leaves_processes_that_the_next_one_ends(tmp_path: Path) -> None:
+    """kill -9 of the worker: the daemon lives on until the second attempt begins, and never beside it."""
+    script = DAEMON + "\nif os.path.exists('../again'): raise SystemExit(3)\ntime.sleep(600)"
+    folder = trial_folder(tmp_path, script)
+    worker = subprocess.Popen(worker_command(folder))
+    left = folder / "seed1" / "daemon"
+    wait_for(lambda: left.exists() and left.read_text() != "")
+    daemon = psutil.Process(int(left.read_text()))
+    worker.kill()
+    worker.wait()
+    assert daemon.is_running()
+    (folder / "again").touch()
+    assert subprocess.run(worker_command(folder), check=False).returncode == 0
+    assert not daemon.is_running()
+
+
+def test_a_scripts_environment_is_an_allow_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's ranks and a user's tokens stay out; paths, threads and what GPUs need go in."""
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "MASTER_ADDR",
+        "TORCHELASTIC_RUN_ID",
+        "HF_TOKEN",
+        "AWS_SECRET_KEY",
+    ):
+        monkeypatch.setenv(name, "7")
+    for name in ("NCCL_DEBUG", "LC_ALL", "TRITON_CACHE_DIR", "CUDA_HOME"):
+        monkeypatch.setenv(name, "x")
+    folder = trial_folder(tmp_path, "import json, os; json.dump(dict(os.environ), open('../env', 'w'))")
+    run_trial(folder)
+    seen = json.loads((folder / "env").read_text())
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "HF_TOKEN"} & set(seen)
+    assert "A_KEY" not in seen
+    assert {seen[name] for name in ("NCCL_DEBUG", "LC_ALL", "TRITON_CACHE_DIR", "CUDA_HOME")} == {"x"}
+    assert seen["PATH"] == os.environ["PATH"]
+    assert (seen["CUDA_VISIBLE_DEVICES"], seen["OMP_NUM_THREADS"]) == ("", "1")
 
 
 def test_a_stop_file_calls_the_worker_off(tmp_path: Path) -> None:

@@ -207,12 +207,14 @@ def test_several_datasets_make_the_tokenizer_a_knob(study: StudyConfig, tiny_dat
     assert all(r.spec.data_dir == r.spec.params["data"] for r in records)
 
 
-def test_a_worker_that_left_nothing_is_a_failed_trial(study: StudyConfig) -> None:
+def test_a_worker_that_left_nothing_twice_is_a_failed_trial(study: StudyConfig) -> None:
     driver = Driver(study)
-    spec = driver.next()
-    assert isinstance(spec, TrialSpec)
-    result = driver.finish(spec, failure="it fell over")
-    assert (result.status, result.error) == ("failed", "it fell over")
+    for attempt in (1, 2):
+        spec = driver.next()
+        assert isinstance(spec, TrialSpec)
+        assert (spec.number, spec.attempt) == (0, attempt)
+        result = driver.finish(spec, "it fell over")
+        assert (result.status, result.fault, result.error) == ("failed", "lost", "it fell over")
     assert optuna_studies(study)["proxy"].trials[0].state == optuna.trial.TrialState.FAIL
 
 

@@ -59,7 +59,7 @@ def test_help_and_size_answer_in_half_a_second(words: list[str]) -> None:
         (["serch"], 2, "No such command"),
         (["search", "demo.toml", "--engine", "slurm"], 2, "'slurm' is not one of"),
         (["status", "nowhere"], 1, "error: no study at 'nowhere'"),
-        (["evaluate", "nothing.pgolf", "--val", "x", "--tokenizer", "y"], 1, "nothing.pgolf"),
+        (["evaluate", "nothing.pgolf", "--data", "x", "--tokenizer", "y"], 1, "nothing.pgolf"),
         (["verify", "nowhere"], 1, "nowhere"),
     ],
 )
@@ -88,7 +88,7 @@ def test_shards_are_not_scored_with_another_tokenizer(tmp_path: Path, tiny_data:
     other = tmp_path / "other.model"
     other.write_bytes((tiny_data / "tokenizer.model").read_bytes() + b"\0")
     artifact = study.dir / "top" / "0000" / "seed11" / ARTIFACT_FILE
-    answer = pgolf("evaluate", str(artifact), "--val", str(tiny_data), "--tokenizer", str(other))
+    answer = pgolf("evaluate", str(artifact), "--data", str(tiny_data), "--tokenizer", str(other))
     assert answer.returncode == 1
     assert "did not make the shards" in answer.stderr
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-import click
 import pytest
 from refusals import refused
 
@@ -13,6 +12,7 @@ from search.cli import cli
 from search.look.status import study_status
 from search.study.config import StudyConfig, load_study
 from search.study.ledger import read_records
+from search.study.lock import driver_lock
 
 STUDY = """
 name = "s"
@@ -80,15 +80,19 @@ def answer(command: str) -> str:
 
 
 def test_a_simulated_study_suggests_commands_that_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A score too good to believe stops it; the printed command, as it is, accepts it and goes on."""
+    """A score too good to believe stops it; the printed commands, as they are, accept it and go on."""
     study = write(folder, leak="params['x'] > 0.9", trials=24)
     said, verdicts = answer("pgolf search s.toml --simulate world.py"), 0
     while said:
         assert "is suspicious" in said
-        command = said.split("`")[1]
-        assert command.startswith("pgolf search s-simulated0 --simulate ")
-        assert command in study_status(study, read_records(study), driver=None, alive=False, now=0.0).next
-        said, verdicts = answer(command), verdicts + 1
+        judge, go_on = said.split("`")[1::2]
+        assert judge.startswith("pgolf judge s-simulated0 ")
+        assert go_on.startswith("pgolf search s-simulated0 --simulate ")
+        commands = study_status(study, read_records(study), driver=None, alive=False, now=0.0).next
+        assert judge in commands
+        assert judge.replace("accept", "reject") in commands
+        assert answer(judge) == ""
+        said, verdicts = answer(go_on), verdicts + 1
     assert verdicts
     told = capsys.readouterr().err
     assert "study s-simulated0 is complete: best full/" in told
@@ -98,20 +102,20 @@ def test_a_simulated_study_suggests_commands_that_work(folder: Path, capsys: pyt
     assert {r.verdict for r in read_records(study)} == {None, "accepted"}
 
 
-def test_a_verdict_is_not_written_when_the_study_cannot_open(folder: Path) -> None:
+def test_only_a_suspicious_trial_is_judged_and_only_while_nobody_runs_the_study(folder: Path) -> None:
     study = write(folder, leak="params['x'] > 0.9", trials=24)
     assert "is suspicious" in answer("pgolf search s.toml --simulate world.py")
     before = suspects(study)
-    (folder / "world.py").write_text(WORLD.format(leak="False"))
-    assert "with another file" in answer(f"pgolf search s.toml --simulate world.py --reject {before[0]}")
-    assert "no dataset at" in answer(f"pgolf search s-simulated0 --reject {before[0]}")
-    assert suspects(study) == before
-    (folder / "world.py").write_text(WORLD.format(leak="params['x'] > 0.9"))
-    wrong = answer("pgolf search s-simulated0 --simulate world.py --reject proxy/0000")
+    wrong = answer("pgolf judge s-simulated0 proxy/0000 reject")
     assert "trial 'proxy/0000' of study s-simulated0 is not suspicious" in wrong
+    with driver_lock(study):
+        assert "already being run by process" in answer(f"pgolf judge s-simulated0 {before[0]} reject")
     assert suspects(study) == before
-    answer(f"pgolf search s-simulated0 --simulate world.py --reject {before[0]}")
+    assert answer(f"pgolf judge s-simulated0 {before[0]} reject") == ""
     assert next(r for r in read_records(study) if r.spec.trial_id == before[0]).status == "failed"
+    (folder / "world.py").write_text(WORLD.format(leak="False"))
+    assert "with another file" in answer("pgolf search s.toml --simulate world.py")
+    assert "no dataset at" in answer("pgolf search s-simulated0")
 
 
 def test_a_mistake_in_the_file_leaves_nothing_behind(folder: Path) -> None:
@@ -120,13 +124,6 @@ def test_a_mistake_in_the_file_leaves_nothing_behind(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"world\.py:1: SyntaxError"):
         pgolf("pgolf search s.toml --simulate world.py")
     assert not (folder / "runs").exists()
-
-
-@pytest.mark.parametrize("option", ["--accept", "--reject"])
-def test_a_verdict_with_a_dry_run_is_refused(folder: Path, option: str) -> None:
-    write(folder)
-    with pytest.raises(click.UsageError, match="--dry-run changes nothing, --accept and --reject do"):
-        pgolf(f"pgolf search s.toml --dry-run {option} proxy/0001")
 
 
 def test_a_study_whose_first_start_the_budget_refuses_is_not_called_complete(folder: Path) -> None:

@@ -175,7 +175,11 @@ def test_document_files_of_every_kind(tmp_path: Path) -> None:
         ("a.jsonl.gz", b'{"text": "ok"}\n', r"a\.jsonl\.gz: not a whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "ok"}\n' * 99, mtime=0)[:-9], r"a\.jsonl\.gz: not a whole gzip file"),
         ("a.txt", b"\xff\xfe", r"a\.txt: not UTF-8"),
-        ("a.csv", b"", r"a\.csv: unknown kind of document file; --docs takes \.txt, \.jsonl, \.jsonl\.gz files"),
+        (
+            "a.csv",
+            b"",
+            r"a\.csv: unknown kind of document file; give \.txt, \.jsonl, \.jsonl\.gz files",
+        ),
     ],
 )
 def test_bad_documents_are_located(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -328,7 +332,7 @@ def run(*arguments: str | Path) -> tuple[int, str, str]:
 def test_command_line_builds_and_checks(tiny_docs: Path, tmp_path: Path) -> None:
     """--json prints exactly one document on stdout; talk goes to stderr; damage exits 1 with the reason."""
     out = tmp_path / "out"
-    code, stdout, stderr = run("build", "--docs", tiny_docs, "--vocab-size", "400", "--out", out, "--json")
+    code, stdout, stderr = run("build", tiny_docs, "--vocab-size", "400", "--out", out, "--json")
     assert code == 0, stderr
     assert json.loads(stdout)["vocab_size"] == 400
     assert stderr.startswith(f"building {out} from 1 files\n")
@@ -341,16 +345,16 @@ def test_command_line_builds_and_checks(tiny_docs: Path, tmp_path: Path) -> None
     assert "error: " in stderr
 
 
-def test_docs_takes_several_files(tiny_docs: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """As a shell expands `--docs *.txt`; files without --docs are a misuse."""
+def test_build_takes_several_files(tiny_docs: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """As a shell expands `*.txt`; neither files nor --builtin is a misuse."""
     extra = tmp_path / "extra.txt"
     extra.write_text("one more document")
     rest = ["--tokenizer", tiny_data / "tokenizer.model", "--out", tmp_path / "out", "--json"]
-    code, stdout, stderr = run("build", "--docs", tiny_docs, extra, *rest)
+    code, stdout, stderr = run("build", tiny_docs, extra, *rest)
     assert code == 0, stderr
     built = json.loads(stdout)
     assert built["train"]["num_docs"] + built["val"]["num_docs"] == len(list(read_documents(tiny_docs))) + 1
-    assert run("build", tiny_docs, *rest)[0] == 2
+    assert run("build", *rest)[0] == 2
 
 
 def test_building_never_loads_torch() -> None:
@@ -362,13 +366,13 @@ def test_building_never_loads_torch() -> None:
 
 def test_command_line_errors_name_the_fix(tiny_docs: Path, tmp_path: Path) -> None:
     """Bad input exits 1 with `error:` and `hint:` in lower case; misuse exits 2."""
-    code, stdout, stderr = run("build", "--docs", tmp_path / "none.txt", "--out", tmp_path / "out")
+    code, stdout, stderr = run("build", tmp_path / "none.txt", "--out", tmp_path / "out")
     assert (code, stdout) == (1, "")
-    assert f"error: {tmp_path}/none.txt: no such file\nhint: --docs takes" in stderr
+    assert f"error: {tmp_path}/none.txt: no such file\nhint: give" in stderr
     assert run("check", tmp_path)[0] == 1
     assert run("build", "--out", tmp_path / "out")[0] == 2
-    assert run("build", "--builtin", "--docs", tiny_docs, "--out", tmp_path / "out")[0] == 2
-    assert run("build", "--docs", tiny_docs, "--tokenizer", "x", "--vocab-size", "300", "--out", tmp_path)[0] == 2
+    assert run("build", "--builtin", tiny_docs, "--out", tmp_path / "out")[0] == 2
+    assert run("build", tiny_docs, "--tokenizer", "x", "--vocab-size", "300", "--out", tmp_path)[0] == 2
 
 
 @pytest.mark.parametrize("command", ["build", "fetch", "check"])

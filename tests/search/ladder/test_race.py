@@ -99,7 +99,7 @@ def simulate_past_leaks(study: StudyConfig, word: Word) -> Trace:
 def test_a_score_too_good_to_believe_stops_the_study_until_somebody_says_so(tmp_path, word: str) -> None:
     study = replace(STUDY, sampler="tpe", rungs=(replace(STUDY.rungs[0], trials=24), STUDY.rungs[1]))
     with pytest.raises(
-        ValueError, match=r"proxy/\d+ is suspicious: val_bpb 0\.3000 is below 0\.9 of .*--accept proxy/"
+        ValueError, match=r"proxy/\d+ is suspicious: val_bpb 0\.3000 is below 0\.9 of .*pgolf judge .* proxy/\d+ accept"
     ):
         simulate(study, leaky, SPACE, folder=tmp_path)
     (stopped,) = [r for r in read_records(replace(study, folder=str(tmp_path))) if r.suspicious]

@@ -151,8 +151,8 @@ def test_a_suspicious_score_is_a_state_of_its_own_with_the_commands_that_end_it(
     found = ask(study)
     assert found.state == "suspicious"
     assert found.best is None, "nothing is claimed before somebody has looked"
-    assert any("--accept proxy/0000" in command for command in found.next)
-    assert any("--reject proxy/0000" in command for command in found.next)
+    assert any("proxy/0000 accept" in command for command in found.next)
+    assert any("proxy/0000 reject" in command for command in found.next)
 
 
 def test_the_noise_floor_and_the_budget_are_shown(tmp_path: Path) -> None:

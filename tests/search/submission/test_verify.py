@@ -170,7 +170,7 @@ def test_verify_command_prints_one_document_and_exits_1_on_a_mismatch(folder: Pa
 
 def test_evaluate_scores_a_submission_and_a_bare_artifact_alike(folder: Path, tiny_data: Path) -> None:
     """The submission by its own script, the artifact by this package: the same model, the same score."""
-    options = ["--val", str(tiny_data), "--tokenizer", str(tiny_data / "tokenizer.model"), "--json"]
+    options = ["--data", str(tiny_data), "--tokenizer", str(tiny_data / "tokenizer.model"), "--json"]
     reports = [
         json.loads(CliRunner().invoke(evaluate_command, [str(source), *options], catch_exceptions=False).stdout)
         for source in (folder, folder / "final_model.pgolf")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
 from rich.console import Console
 
 from search.brain.driver import Driver
 from search.engines.events import Event, Finished, Started
 from search.ladder.promote import planned_trials
+from search.look.outlook import read_lives, study_seconds_left
 from search.study.config import StudyConfig
-from search.study.ledger import TrialRecord, trial_dir
-from trials.files import read_progress
-from trials.spec import PROGRESS_FILE, TrialResult, TrialSpec
+from search.study.ledger import TrialRecord
+from trials.live import STARTING, TRAINING, LiveRun
+from trials.spec import TrialResult, TrialSpec
 
 QUIET_SECONDS = 15.0  # say where things stand after so long without an event
 
@@ -29,6 +29,7 @@ class _Clock:
 def follow(driver: Driver, events: Iterable[Event], console: Console, *, every: float = 0.0) -> None:
     """Print what happens until the events end; with `every`, at most a line in so many seconds."""
     clock, running = _Clock(), dict[str, TrialSpec]()
+    line: str | None
     for event in events:
         if every and time.monotonic() - clock.spoke < every:
             continue
@@ -42,10 +43,12 @@ def follow(driver: Driver, events: Iterable[Event], console: Console, *, every: 
             case _:
                 if time.monotonic() - clock.spoke < QUIET_SECONDS:
                     continue
-                line = describe_running(driver.study, tuple(running.values()))
+                line = None
         clock.spoke = time.monotonic()
         elapsed = clock.spoke - clock.started
-        console.print(f"{_duration(elapsed)} | {line} | {outlook(driver.study, driver.records)}", highlight=False)
+        lives = read_lives(driver.study, driver.records, now=time.time())
+        line = line or describe_running(tuple(running.values()), lives)
+        console.print(f"{_duration(elapsed)} | {line} | {outlook(driver.study, driver.records, lives)}")
 
 
 def describe_start(spec: TrialSpec) -> str:
@@ -75,15 +78,25 @@ def describe_end(study: StudyConfig, spec: TrialSpec, result: TrialResult) -> st
     )
 
 
-def describe_running(study: StudyConfig, running: tuple[TrialSpec, ...]) -> str:
-    """What every running trial last said."""
-    return (
-        "running " + ", ".join(f"{spec.trial_id} {_last_word(study, spec)}" for spec in running) if running else "..."
-    )
+def describe_running(running: Sequence[TrialSpec], lives: Mapping[str, LiveRun]) -> str:
+    """`running full/0001 training 91 %, step 218, loss 3.747; full/0002 packing`."""
+    words = [f"{spec.trial_id} {describe_live(lives.get(spec.trial_id), len(spec.seeds))}" for spec in running]
+    return "running " + "; ".join(words) if words else "nothing runs"
 
 
-def outlook(study: StudyConfig, records: tuple[TrialRecord, ...]) -> str:
-    """`9/19 trials | best 2.0431 | about 4 min left`."""
+def describe_live(live: LiveRun | None, num_seeds: int) -> str:
+    """The phase of a trial, and in training how far it is."""
+    if live is None:
+        return STARTING
+    seed = f"seed {live.seeds_done + 1}/{num_seeds} " if num_seeds > 1 else ""
+    if live.phase != TRAINING or not live.step:
+        return seed + live.phase
+    loss = "not finite" if live.train_loss is None else f"{live.train_loss:.3f}"
+    return f"{seed}{live.phase} {100 * live.progress:.0f} %, step {live.step}, loss {loss}"
+
+
+def outlook(study: StudyConfig, records: Sequence[TrialRecord], lives: Mapping[str, LiveRun]) -> str:
+    """`9/19 trials | best full 2.0431 | about 4:05 left`."""
     paid = [r for r in records if r.status != "infeasible"]
     ended = [r for r in paid if r.result is not None]
     words = [f"{len(ended)}/{sum(planned_trials(study))} trials"]
@@ -92,49 +105,10 @@ def outlook(study: StudyConfig, records: tuple[TrialRecord, ...]) -> str:
         if scores:
             words.append(f"best {rung.name} {min(scores):.4f}")
             break
-    left = seconds_left(study, records)
+    left = study_seconds_left(study, records, lives)
     if left is not None:
         words.append(f"about {_duration(left)} left")
     return " | ".join(words)
-
-
-def seconds_left(study: StudyConfig, records: tuple[TrialRecord, ...]) -> float | None:
-    """Rough time to the end, from how long each rung's trials took; None before the first has ended.
-
-    A rung nobody has climbed yet is guessed from the one below by the ratio of budgets. What runs now says how many
-    trials fit side by side.
-    """
-    total, known, below = 0.0, None, None
-    running = [r.spec for r in records if r.result is None]
-    cpus, gpus = sum(spec.cpus for spec in running), sum(spec.gpus for spec in running)
-    for rung, planned in zip(study.rungs, planned_trials(study), strict=True):
-        mine = [r for r in records if r.spec.rung == rung.name and r.status != "infeasible"]
-        took = [r.result.seconds for r in mine if r.result is not None]
-        if took:
-            known = fmean(took)
-        elif known is not None and below is not None:
-            longer = rung.seconds / below.seconds if rung.seconds and below.seconds else rung.steps / (below.steps or 1)
-            if rung.batch_tokens and below.batch_tokens and not rung.seconds:
-                longer *= rung.batch_tokens / below.batch_tokens
-            known *= max(1.0, longer) * len(rung.seeds) / len(below.seeds)
-            known = max(known, rung.seconds * len(rung.seeds))
-        else:
-            return None
-        side_by_side = gpus / rung.gpus if rung.gpus else cpus / (rung.cpus or 1)
-        total += (planned - len(took)) * known / max(1.0, side_by_side)
-        below = rung
-    return total
-
-
-def _last_word(study: StudyConfig, spec: TrialSpec) -> str:
-    folder = trial_dir(study, spec.trial_id)
-    for seed in reversed(spec.seeds):
-        said = list(read_progress(folder / f"seed{seed}" / PROGRESS_FILE))
-        if said:
-            loss = said[-1].get("train_loss")
-            shown = "not finite" if loss is None else f"{loss:.3f}"
-            return f"step {said[-1]['step']:.0f} loss {shown} ({said[-1]['progress']:.0%})"
-    return "starting"
 
 
 def _duration(seconds: float) -> str:
