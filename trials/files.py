@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pgolf_model.errors import EXIT_DISK_FULL, UserError
+from pgolf_model.files import write_atomically
 from space.plain import from_plain, to_plain
 from trials.spec import T
 
@@ -19,12 +20,7 @@ FULL_BYTES = 1_000_000  # a disk with less free space than this is full
 def write_json(path: Path, value: object) -> None:
     """Write a noun or plain value as JSON so that a reader sees the old file or the whole new one, never half."""
     text = json.dumps(to_plain(value), indent=1, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, (text + "\n").encode())
 
 
 def refuse_full_disk(exit_code: int | None, folder: Path) -> None:

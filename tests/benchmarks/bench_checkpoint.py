@@ -44,6 +44,7 @@ from pgolf_model.config import ModelConfig, QuantConfig, RunConfig, TrainConfig
 from pgolf_model.data.batches import count_bytes
 from pgolf_model.distributed import DistEnv
 from pgolf_model.evaluate import validation_set
+from pgolf_model.files import CONFIG_ENTRY
 from pgolf_model.model.gpt import GPT
 from pgolf_model.quant.gptq import hessian_error
 from pgolf_model.quant.quantize import PackedTensor, QuantizedTensor, dequantize, dequantize_state
@@ -51,7 +52,7 @@ from pgolf_model.shapes import num_params
 from pgolf_model.ship.allocate import plan_line
 from pgolf_model.ship.bench import QuantBench, shipped_eval
 from pgolf_model.ship.calibrate import Calibration
-from pgolf_model.ship.checkpoint import CONFIG_ENTRY, open_bench, read_checkpoint
+from pgolf_model.ship.checkpoint import open_bench, read_checkpoint
 from pgolf_model.ship.solve import ship
 from space.knobs.quant import SOLVER
 
