@@ -24,6 +24,7 @@ from pgolf_model.data.shards import shard_paths
 from pgolf_model.distributed import DistEnv, dist_env_from_environ, process_group
 from pgolf_model.errors import UserError
 from pgolf_model.evaluate import Score, evaluate_artifact, score, validation_set
+from pgolf_model.files import ARTIFACT_FILE, AUDIT_FILE, CHECKPOINT_FILE, METRICS_FILE, write_atomically
 from pgolf_model.model.gpt import GPT
 from pgolf_model.shapes import num_params
 from pgolf_model.ship.checkpoint import (
@@ -32,16 +33,10 @@ from pgolf_model.ship.checkpoint import (
     open_bench,
     read_checkpoint,
     short_audit,
-    write_atomically,
     write_checkpoint,
     write_shipment,
 )
 from pgolf_model.train.loop import TrainOutcome, train
-
-ARTIFACT_NAME = "final_model.pgolf"
-METRICS_NAME = "metrics.json"
-AUDIT_NAME = "quant.json"
-CHECKPOINT_NAME = "checkpoint.npz"
 
 
 def main(config: RunConfig, argv: list[str] | None = None) -> int:
@@ -81,7 +76,7 @@ def _parse_options(argv: list[str] | None, config: RunConfig) -> argparse.Namesp
     parser.add_argument("--val", help="validation shards: folder, glob or file; --data by default")
     parser.add_argument("--evaluate", metavar="ARTIFACT", help="score this file and print one JSON document")
     parser.add_argument("--max-tokens", type=int, help="score so many leading tokens instead; 0 scores all")
-    parser.add_argument("--keep-checkpoint", action="store_true", help=f"leave the weights in {CHECKPOINT_NAME}")
+    parser.add_argument("--keep-checkpoint", action="store_true", help=f"leave the weights in {CHECKPOINT_FILE}")
     parser.add_argument("--quantize", metavar="CHECKPOINT", help="pack and score it, and print one JSON document")
     parser.add_argument(
         "--bytes", type=int, nargs="+", metavar="N", help="with --quantize: sizes of code and model, left in --out"
@@ -171,7 +166,7 @@ def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEn
     metrics = _run_facts(config, env, outcome)
     code_bytes = Path(__file__).stat().st_size  # the bundle's own file; bare main.py when run from the package
     if options.keep_checkpoint and env.is_main:
-        write_checkpoint(out / CHECKPOINT_NAME, outcome.state, config)
+        write_checkpoint(out / CHECKPOINT_FILE, outcome.state, config)
     problem = f"the loss was not finite after step {outcome.steps}" if outcome.diverged else ""
     if not problem:
         # The data was checked before training, so an error here is about the weights: not finite, or too large.
@@ -181,8 +176,8 @@ def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEn
             packing = time.perf_counter()
             bench = open_bench(outcome.state, config, data=options.data, env=env)
             audit = write_shipment(
-                out / ARTIFACT_NAME,
-                out / AUDIT_NAME,
+                out / ARTIFACT_FILE,
+                out / AUDIT_FILE,
                 bench,
                 env,
                 target_bytes=config.quant.target_bytes,
@@ -198,7 +193,7 @@ def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEn
         return
 
     eval_started = time.perf_counter()
-    artifact = (out / ARTIFACT_NAME).read_bytes()
+    artifact = (out / ARTIFACT_FILE).read_bytes()
     final, _ = evaluate_artifact(
         artifact, val=options.val, tokenizer=options.tokenizer, env=env, max_tokens=config.eval.max_tokens
     )
@@ -276,7 +271,7 @@ def _device_name(env: DistEnv) -> str:
 
 def _write_metrics(out: Path, metrics: dict[str, object], env: DistEnv) -> None:
     if env.is_main:
-        write_atomically(out / METRICS_NAME, json.dumps(metrics, indent=1, allow_nan=False).encode() + b"\n")
+        write_atomically(out / METRICS_FILE, json.dumps(metrics, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def _log_start(config: RunConfig, options: argparse.Namespace, env: DistEnv, val_tokens: int) -> None:

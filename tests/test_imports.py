@@ -16,13 +16,14 @@ PACKAGES = ("pgolf_model", "space", "trials", "search")  # each may import itsel
 LIGHT = (
     "pgolf_model.errors",
     "pgolf_model.config",
+    "pgolf_model.files",
     "pgolf_model.shapes",
     "pgolf_model.train.schedule",
 )  # standard library only
 # The house, ground floor first: a room may import rooms of earlier floors, and itself. Rooms of one floor do not
 # know each other. A room is a folder, or the named modules at the root of a package.
 FLOORS = (
-    ("pgolf_model.{errors,config,shapes,distributed}",),
+    ("pgolf_model.{errors,files,config,shapes,distributed}",),
     ("pgolf_model.data", "pgolf_model.model", "pgolf_model.quant"),
     ("pgolf_model.codec", "pgolf_model.train"),
     ("pgolf_model.evaluate",),

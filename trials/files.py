@@ -10,20 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pgolf_model.errors import EXIT_DISK_FULL, UserError
+from pgolf_model.files import write_atomically
 from space.plain import from_plain, to_plain
 from trials.spec import T
 
 FULL_BYTES = 1_000_000  # a disk with less free space than this is full
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from trials.spec import FAULT_FILE
+from pgolf_model.files import FAULT_FILE
 
 
 def main(argv: list[str]) -> int:

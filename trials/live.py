@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pgolf_model.files import METRICS_FILE, PROGRESS_FILE
 from trials.files import read_lines
-from trials.spec import METRICS_FILE, PROGRESS_FILE
 
 BEGAN_FILE = "began"  # in a seed's folder: its time is when the run began, its text the seconds of killed runs before
 STARTING = "starting"  # no line yet: Python loads, data is read, CUDA compiles

@@ -15,24 +15,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgolf_model.files import ARTIFACT_FILE, FAULT_FILE, METRICS_FILE
 from space.plain import from_plain
 from trials.environment import trial_environment
 from trials.files import read_lines, read_noun, refuse_full_disk
 from trials.live import BEGAN_FILE
 from trials.process import end_leftovers, end_with_parent, kill_tree, wait_for
-from trials.spec import (
-    ARTIFACT_FILE,
-    FAULT_FILE,
-    LOG_FILE,
-    METRICS_FILE,
-    SCRIPT_FILE,
-    SPEC_FILE,
-    Fault,
-    SeedRun,
-    Status,
-    TrialResult,
-    TrialSpec,
-)
+from trials.spec import LOG_FILE, SCRIPT_FILE, SPEC_FILE, Fault, SeedRun, Status, TrialResult, TrialSpec
 
 LOG_TAIL_LINES = 30
 _SEED_RUN_KEYS = tuple(SeedRun.__dataclass_fields__)

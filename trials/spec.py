@@ -22,13 +22,8 @@ STOP_FILE = "stop"  # in a trial's folder: its worker is to leave; how a driver 
 SPEC_FILE = "spec.json"
 RESULT_FILE = "result.json"
 SCRIPT_FILE = "train_gpt.py"
-METRICS_FILE = "metrics.json"
-FAULT_FILE = "fault.json"  # in a seed's folder: {"fault": "oom"}, left by a script or a rank that ran out of memory
-PROGRESS_FILE = "progress.jsonl"
 LOG_FILE = "train.log"
 WORKER_LOG = "worker.log"  # in the trial's folder: what the worker itself had to say
-ARTIFACT_FILE = "final_model.pgolf"
-CHECKPOINT_FILE = "checkpoint.npz"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

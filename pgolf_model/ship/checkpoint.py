@@ -6,10 +6,10 @@ Rank 0 quantizes while the others wait; all ranks score. A checkpoint is float32
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,13 +22,13 @@ from pgolf_model.config import ModelConfig, RunConfig
 from pgolf_model.distributed import DistEnv, value_of_main
 from pgolf_model.errors import UserError
 from pgolf_model.evaluate import evaluate_artifact
+from pgolf_model.files import CONFIG_ENTRY, write_atomically
 from pgolf_model.model.gpt import GPT
 from pgolf_model.quant.quantize import check_names
 from pgolf_model.shapes import param_shapes
+from pgolf_model.ship.bench import QuantBench
 from pgolf_model.ship.calibrate import Calibration, calibrate, calibration_batches
-from pgolf_model.ship.solve import QuantBench, ship
-
-CONFIG_ENTRY = "config.json"  # in a checkpoint, beside the arrays: what trained it, as text in bytes
+from pgolf_model.ship.solve import ship
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,12 +144,11 @@ def short_audit(audit: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_checkpoint(path: Path, state: Mapping[str, Tensor], config: RunConfig) -> None:
     """Leave trained float32 weights, and the config that made them, where `read_checkpoint` finds them."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     text = np.frombuffer(json.dumps(asdict(config)).encode(), np.uint8)
     arrays = {name: tensor.cpu().float().numpy() for name, tensor in state.items()}
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{CONFIG_ENTRY: text}, **arrays)
-    os.replace(temporary, path)
+    file = BytesIO()
+    np.savez(file, allow_pickle=False, **{CONFIG_ENTRY: text}, **arrays)
+    write_atomically(path, file.getbuffer())
 
 
 def read_checkpoint(path: Path, model: ModelConfig) -> dict[str, Tensor]:
@@ -169,13 +168,3 @@ def read_checkpoint(path: Path, model: ModelConfig) -> dict[str, Tensor]:
     except (ValueError, BadZipFile, EOFError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a checkpoint of this model ({error})") from None
     return state
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

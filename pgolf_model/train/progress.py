@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pgolf_model.config import Budget
+from pgolf_model.files import PROGRESS_FILE
 
 LOG_EVERY_SECONDS = 1.0
 
@@ -39,7 +40,7 @@ class ProgressLog:
 
     def __init__(self, budget: Budget, out_dir: Path | None, *, enabled: bool) -> None:
         self.budget, self.enabled = budget, enabled
-        self.path = None if out_dir is None else out_dir / "progress.jsonl"
+        self.path = None if out_dir is None else out_dir / PROGRESS_FILE
         self.step, self.tokens_seen, self.seconds = 0, 0, 0.0  # of the last line
 
     def write(self, record: StepRecord, seconds: float, *, due_only: bool) -> None:

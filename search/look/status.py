@@ -12,6 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
+from pgolf_model.files import PROGRESS_FILE
 from search.ladder.budget import account, describe_account
 from search.ladder.promote import Done, decide
 from search.ladder.race import NoiseFloor, noise_floors
@@ -26,7 +27,7 @@ from search.study.next_steps import export_command, is_simulated, judge_command,
 from trials.files import read_progress
 from trials.live import LiveRun
 from trials.rungs import Rung
-from trials.spec import PROGRESS_FILE, RESULT_FILE
+from trials.spec import RESULT_FILE
 
 State = Literal["not started", "running", "interrupted", "suspicious", "stopped", "out of budget", "finished"]
 

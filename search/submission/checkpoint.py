@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgolf_model.errors import UserError
+from pgolf_model.files import CHECKPOINT_FILE, CONFIG_ENTRY
 
 if TYPE_CHECKING:
     from pgolf_model.config import RunConfig
-
-
-CONFIG_ENTRY = "config.json"  # in a checkpoint, as pgolf_model.ship.checkpoint writes it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +32,7 @@ def find_source(path: Path) -> Source:
         UserError: there is no checkpoint; says how to get one.
     """
     from trials.files import read_noun
-    from trials.spec import CHECKPOINT_FILE, SCRIPT_FILE, SPEC_FILE, TrialSpec
+    from trials.spec import SCRIPT_FILE, SPEC_FILE, TrialSpec
 
     if path.is_dir():
         found = sorted([*path.glob(CHECKPOINT_FILE), *path.glob(f"seed*/{CHECKPOINT_FILE}")])

@@ -21,6 +21,7 @@ from typing import Any
 from pgolf_model.config import RunConfig
 from pgolf_model.data.shards import shard_paths
 from pgolf_model.errors import UserError
+from pgolf_model.files import ARTIFACT_FILE, METRICS_FILE
 from search.bundle.script import bundle, readable, unpack_script
 from search.corpus.manifest import TOKENIZER_FILE
 from search.study.config import Caps, StudyConfig
@@ -41,7 +42,7 @@ from search.submission.papers import (
 )
 from search.submission.readme import submission_readme
 from trials.files import write_json
-from trials.spec import ARTIFACT_FILE, LOG_FILE, METRICS_FILE, SCRIPT_FILE, SeedRun, TrialResult
+from trials.spec import LOG_FILE, SCRIPT_FILE, SeedRun, TrialResult
 
 RECORD_TRACK = "10min_16mb"
 OTHER_TRACK = "non_record_16mb"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pgolf_model.config import RunConfig
+from pgolf_model.files import ARTIFACT_FILE
 from search.corpus.manifest import TOKENIZER_FILE
 from search.submission.papers import READABLE_FILE, REQUIREMENTS_FILE, Provenance, Submission
 from space.plain import to_plain
 from space.words import count
-from trials.spec import ARTIFACT_FILE, SCRIPT_FILE
+from trials.spec import SCRIPT_FILE
 
 
 def submission_readme(config: RunConfig, submission: Submission, provenance: Provenance) -> str:

@@ -24,6 +24,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from pgolf_model.data.shards import shard_paths
 from pgolf_model.errors import UserError
+from pgolf_model.files import ARTIFACT_FILE
 from search.bundle.script import ALLOWED_PACKAGES, foreign_imports, unpack_script
 from search.corpus.manifest import TOKENIZER_FILE
 from search.submission.child import last_words
@@ -39,7 +40,7 @@ from search.submission.papers import (
     seed_log,
 )
 from space.plain import from_plain
-from trials.spec import ARTIFACT_FILE, SCRIPT_FILE
+from trials.spec import SCRIPT_FILE
 
 # The same kind of device and number of ranks computes the same sums: with 1 and 2 CPU threads, equal to the last bit.
 # Another device rounds every matrix product differently. The largest difference, bfloat16 against float32, was 0.00053

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pgolf_model.config import Budget, RunConfig
+from pgolf_model.files import PROGRESS_FILE
 from search.corpus.dataset import open_dataset
 from search.engines.machine import worker_environment
 from search.engines.single import run_single
@@ -29,7 +30,6 @@ from space.forecast.speed import estimate_speed
 from space.plain import from_plain
 from space.presets import preset
 from trials.files import read_progress
-from trials.spec import PROGRESS_FILE
 
 
 def variants(vocab_size: int, steps: int) -> dict[str, RunConfig]:

@@ -50,7 +50,8 @@ def run(
     """Train and score one configuration in this process; val_bpb is nan when it diverged."""
     import torch
 
-    from pgolf_model.main import METRICS_NAME, main
+    from pgolf_model.files import METRICS_FILE
+    from pgolf_model.main import main
 
     torch.set_num_threads(1)
     rung = Rung(name="table", steps=steps, batch_tokens=batch_tokens, val_tokens=val_tokens)
@@ -61,7 +62,7 @@ def run(
         code = main(config, arguments + (["--tokenizer", tokenizer] if tokenizer else []))
         if code:
             raise RuntimeError(f"configuration {number} at {steps} steps could not run; see the error above")
-        metrics = json.loads((Path(out) / METRICS_NAME).read_text(encoding="utf-8"))
+        metrics = json.loads((Path(out) / METRICS_FILE).read_text(encoding="utf-8"))
     complete = metrics["status"] == "complete"
     return {
         "number": number,

@@ -9,11 +9,11 @@ from pathlib import Path
 from storms import SPACE
 
 from pgolf_model.config import RunConfig
+from pgolf_model.files import ARTIFACT_FILE, METRICS_FILE
 from search.brain.maker import Made
 from search.simulation.bare_space import bare_space
 from space.params import Param, Scalar, Space
 from trials.rungs import Rung
-from trials.spec import ARTIFACT_FILE, METRICS_FILE
 
 NAP_SECONDS = 0.2  # that a script takes beside the start of its processes
 

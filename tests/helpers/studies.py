@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pgolf_model.config import RunConfig
+from pgolf_model.files import PROGRESS_FILE
 from search.study.config import STUDY_FILE, Caps, StudyConfig
 from trials.files import write_json
 from trials.rungs import Rung
-from trials.spec import PROGRESS_FILE, RESULT_FILE, SPEC_FILE, SeedRun, TrialResult, TrialSpec
+from trials.spec import RESULT_FILE, SPEC_FILE, SeedRun, TrialResult, TrialSpec
 
 CAP = 16_000_000
 

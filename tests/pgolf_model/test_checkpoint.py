@@ -17,6 +17,7 @@ from submissions import CONFIG
 
 from pgolf_model.codec.pack import stream_bytes, unpack_model
 from pgolf_model.config import QuantConfig, RunConfig
+from pgolf_model.files import CHECKPOINT_FILE
 from pgolf_model.main import main
 from pgolf_model.model.gpt import build_model
 from pgolf_model.ship.checkpoint import read_checkpoint, write_checkpoint
@@ -27,7 +28,7 @@ from search.report.pareto_figure import pareto_figure
 from search.study.ledger import read_records
 from search.submission.checkpoint import changed, find_source
 from trials.files import read_noun, write_json
-from trials.spec import CHECKPOINT_FILE, SCRIPT_FILE, SPEC_FILE, SeedRun, TrialResult, TrialSpec
+from trials.spec import SCRIPT_FILE, SPEC_FILE, SeedRun, TrialResult, TrialSpec
 
 QUANT = QuantConfig(
     embed_bits=8, attn_bits=(8,), mlp_bits=(8,), method="gptq", calibration_tokens=256, target_bytes=21_000,

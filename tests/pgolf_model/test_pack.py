@@ -15,20 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
+from pgolf_model.codec.header import checked_value
 from pgolf_model.codec.pack import (
     DIGEST_BYTES,
-    LZMA_FILTERS,
     MAGIC,
     MAX_HEADER_BYTES,
     VERSION,
     PackCache,
     UnpackedModel,
-    _checked_value,
     _digest,
     pack_model,
     stream_bytes,
     unpack_model,
 )
+from pgolf_model.codec.streams import LZMA_FILTERS
 from pgolf_model.config import EvalConfig, ModelConfig, QuantConfig
 from pgolf_model.quant.lowrank import LowRank
 from pgolf_model.quant.quantize import PackedTensor, QuantizedTensor, code_limit, quantize_state
@@ -189,7 +189,7 @@ def test_packing_again_costs_only_what_changed() -> None:
 @pytest.mark.parametrize(("spread", "race"), [(0, 70_000), (5, 4_000)])
 def test_a_stream_longer_than_the_race_is_packed_whole(spread: int, race: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the part on which codecs compete, nothing is lost, whether bytes or codes are compressed."""
-    monkeypatch.setattr("pgolf_model.codec.pack.RACE_BYTES", race)
+    monkeypatch.setattr("pgolf_model.codec.streams.RACE_BYTES", race)
     model = ModelConfig(vocab_size=24, num_layers=2, model_dim=96, num_heads=2, num_kv_heads=1)
     tensors = random_tensors(model, lambda: 8, seed=3)
     want = tensors["blocks.0.mlp.up"]
@@ -376,11 +376,11 @@ def test_flipped_bits_under_a_valid_checksum_never_do_worse_than_value_error(dat
 
 def test_values_from_a_header_have_the_types_of_the_defaults() -> None:
     """Whatever fields a config gets: numbers, flags, words, and tuples of them."""
-    assert _checked_value("a", (1, 2), [3, 4, 5]) == (3, 4, 5)
-    assert _checked_value("a", (0.5,), [1, 2.5]) == (1, 2.5)
-    assert _checked_value("a", (), [3, 1]) == (3, 1)  # an empty default: layers
-    assert _checked_value("a", "plain", "other") == "other"
-    assert _checked_value("a", False, True) is True
+    assert checked_value("a", (1, 2), [3, 4, 5]) == (3, 4, 5)
+    assert checked_value("a", (0.5,), [1, 2.5]) == (1, 2.5)
+    assert checked_value("a", (), [3, 1]) == (3, 1)  # an empty default: layers
+    assert checked_value("a", "plain", "other") == "other"
+    assert checked_value("a", False, True) is True
     for default, value in (
         ((1,), 3), ((1,), ["3"]), ((1,), [1.5]), ((1,), [True]), ((1,), [[1]]), ((), [[1]]), ((), ["x"]),
         ((), [True]), ((), [None]), ((), [{}]),
@@ -388,7 +388,7 @@ def test_values_from_a_header_have_the_types_of_the_defaults() -> None:
         ((1,), [10**12]), (None, None),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="a in the header"):
-            _checked_value("a", default, value)
+            checked_value("a", default, value)
 
 
 def test_a_header_older_than_a_field_takes_its_default() -> None:

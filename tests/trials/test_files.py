@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trials.files import write_atomically, write_json, write_text_atomically
+from pgolf_model.files import write_atomically
+from trials.files import write_json, write_text_atomically
 
 
 def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pgolf_model.files import METRICS_FILE, PROGRESS_FILE
 from trials.live import BEGAN_FILE, read_live
-from trials.spec import METRICS_FILE, PROGRESS_FILE
 
 
 def begin(folder: Path, seed: int, *lines: dict[str, object], at: float = 1000.0) -> Path:

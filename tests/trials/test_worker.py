@@ -20,17 +20,15 @@ from submissions import CONFIG, finished_study
 
 from pgolf_model.config import RunConfig
 from pgolf_model.errors import EXIT_DISK_FULL
+from pgolf_model.files import ARTIFACT_FILE, FAULT_FILE, METRICS_FILE
 from search.bundle.script import bundle
 from search.engines.machine import worker_command
 from search.ladder.retry import second_attempt
 from trials.files import append_line, read_lines, read_noun, read_progress, write_json
 from trials.run import BEGAN_FILE, run_trial
 from trials.spec import (
-    ARTIFACT_FILE,
     EXIT_UNFINISHED,
-    FAULT_FILE,
     LOG_FILE,
-    METRICS_FILE,
     RESULT_FILE,
     SCRIPT_FILE,
     SPEC_FILE,

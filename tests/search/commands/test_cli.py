@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from submissions import finished_study
 
+from pgolf_model.files import ARTIFACT_FILE
 from search.cli import COMMANDS
 from search.study.ledger import read_records
 from search.submission.export import export
-from trials.spec import ARTIFACT_FILE
 
 
 def pgolf(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

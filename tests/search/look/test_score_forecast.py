@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from studies import add_trial, complete, make_realistic_study, make_spec, make_study
 
+from pgolf_model.files import PROGRESS_FILE
 from search.commands.status import status
 from search.look.analysis import analyse
 from search.look.score_forecast import fit_line, forecast_proxies, forecast_running, loss_at, predict, proxy_line
@@ -20,7 +21,7 @@ from search.report.page import report_html
 from search.report.pareto_figure import pareto_figure
 from search.study.config import StudyConfig
 from search.study.ledger import TrialRecord, read_records
-from trials.spec import PROGRESS_FILE, TrialResult
+from trials.spec import TrialResult
 
 
 def record(study: StudyConfig, trial_id: str, bpb: float | None, parent: int | None = None, **changes) -> TrialRecord:

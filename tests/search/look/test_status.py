@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from studies import add_progress, add_trial, complete, make_run, make_study
 
+from pgolf_model.files import METRICS_FILE
 from search.commands.status import status
 from search.look.status import StudyStatus, study_status
 from search.study.config import STUDY_FILE, Limits, StudyConfig
@@ -21,7 +22,7 @@ from search.study.lock import driver_lock
 from space.plain import to_plain
 from trials.files import write_json
 from trials.rungs import Rung
-from trials.spec import METRICS_FILE, TrialResult
+from trials.spec import TrialResult
 
 
 def ask(study: StudyConfig, *, alive: bool = False) -> StudyStatus:
