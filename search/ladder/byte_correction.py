@@ -46,7 +46,7 @@ class Belief:
         return self.deviation * float(stdtrit(self.degrees_of_freedom, (1 + share) / 2))
 
 
-def refit(sizes: Sizes, at: Mapping[str, Sequence[TrialRecord]], *, rung: str, target_bytes: int) -> Sizes:
+def corrected(sizes: Sizes, at: Mapping[str, Sequence[TrialRecord]], *, rung: str, target_bytes: int) -> Sizes:
     """The forecast of a run at `rung` after what the study has measured; as it was while nothing is.
 
     Args:
