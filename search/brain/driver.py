@@ -76,7 +76,7 @@ class Driver:
         self._note = partial(note, study)
         self._git_commit = git_commit()
         self.why_done = ""  # what stopped a study before its ladder was climbed
-        self._sampler = Sampler(study, self.space, forecast=self._maker.forecast)
+        self._sampler = Sampler(study, self.space, predict_bytes=self._maker.predict_bytes)
         self._take_up()
 
     @property

@@ -50,7 +50,7 @@ class Maker(Protocol):
         """What is searched."""
 
     @property
-    def forecast(self) -> Callable[[Mapping[str, Scalar]], float] | None:
+    def predict_bytes(self) -> Callable[[Mapping[str, Scalar]], float] | None:
         """Artifact bytes of a point, in milliseconds; None where only a run can tell."""
 
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
@@ -73,7 +73,7 @@ class ScriptMaker:
     cap_bytes: int  # what trials that solve for their bytes fill
 
     @property
-    def forecast(self) -> Callable[[Mapping[str, Scalar]], float]:
+    def predict_bytes(self) -> Callable[[Mapping[str, Scalar]], float]:
         """The size estimate, with the code bytes of the control's script: others differ by some tens of bytes."""
         vocab_size = next(iter(self.datasets.values())).manifest.vocab_size
         code_bytes = len(bundle(self.space.build(self.space.control, vocab_size=vocab_size)))

@@ -16,14 +16,6 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Level:
-    """One rung as the model sees it."""
-
-    cost: float  # GPU-seconds of one run
-    compute: float  # training compute of one run; only ratios between levels matter
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
     """One run: finished (with a score), failed (without one) or in flight."""
 
