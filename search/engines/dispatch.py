@@ -15,7 +15,7 @@ from trials.spec import TrialSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
+class Launch:
     """A trial that starts, and where."""
 
     spec: TrialSpec
@@ -32,7 +32,7 @@ class Dispatcher:
         self._driver = driver
         self.nodes = tuple(nodes)
         self._held: list[TrialSpec] = []
-        self._running: dict[str, Start] = {}
+        self._running: dict[str, Launch] = {}
         self._order = {rung.name: i for i, rung in enumerate(driver.study.rungs)}
         self._seconds: Mapping[str, float] = {}
 
@@ -46,7 +46,7 @@ class Dispatcher:
         self._held.append(spec)
         self._held.sort(key=lambda s: (-self._order[s.rung], s.number))
 
-    def next(self, now: float) -> Start | Wait | Done:
+    def next(self, now: float) -> Launch | Wait | Done:
         """A trial that starts now. The brain is asked for more only while a trial of some rung would find a place.
 
         Raises:
@@ -62,7 +62,7 @@ class Dispatcher:
             if found is None:
                 return Wait()
             if found.index < len(needs):
-                start = Start(spec=self._held.pop(found.index), node=found.node, gpu_ids=found.gpu_ids, at=now)
+                start = Launch(spec=self._held.pop(found.index), node=found.node, gpu_ids=found.gpu_ids, at=now)
                 self.started(start)
                 return start
             said = self._driver.next()
@@ -70,7 +70,7 @@ class Dispatcher:
                 return said
             self.hold(said)
 
-    def started(self, start: Start) -> None:
+    def started(self, start: Launch) -> None:
         """A trial runs, whoever decided that."""
         self._running[start.spec.trial_id] = start
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from search.brain.driver import Driver
 from search.brain.maker import study_space
-from search.engines.dispatch import Dispatcher, Start
+from search.engines.dispatch import Dispatcher, Launch
 from search.engines.events import Event, Finished, Started
 from search.engines.machine import refuse_impossible
 from search.engines.placement import Node
@@ -72,7 +72,7 @@ def run_simulated(driver: Driver, world: World, clock: SimulatedClock) -> Genera
     queue: list[tuple[float, int, int, TrialSpec, TrialResult]] = []
     dispatcher = Dispatcher(driver, nodes)
 
-    def run(spec: TrialSpec, place: Start | None = None) -> None:
+    def run(spec: TrialSpec, place: Launch | None = None) -> None:
         result, seconds = measure(study, world, spec)
         key = stay_key(spec)
         if place is not None:
@@ -93,14 +93,14 @@ def run_simulated(driver: Driver, world: World, clock: SimulatedClock) -> Genera
         span = spans.get(stay_key(left))
         if span is not None:
             run(left)
-            dispatcher.started(Start(spec=left, node=span.node, gpu_ids=span.gpu_ids, at=span.start))
+            dispatcher.started(Launch(spec=left, node=span.node, gpu_ids=span.gpu_ids, at=span.start))
             yield Started(spec=left)
         elif stay_key(left) in asked:
             dispatcher.hold(left)
         else:
             driver.release(left)
     while True:
-        while isinstance(said := dispatcher.next(clock.now), Start):
+        while isinstance(said := dispatcher.next(clock.now), Launch):
             run(said.spec, said)
             yield Started(spec=said.spec)
         for spec in dispatcher.held:
