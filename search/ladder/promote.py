@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, inf, log
+from math import ceil, floor, inf
 
 from search.ladder.budget import Account, account
 from search.ladder.race import deserves_seed
@@ -20,7 +20,7 @@ from search.ladder.trust import judged_tags, keep_share, score_pairs
 from search.study.config import StudyConfig
 from search.study.ledger import CONTROL, TrialRecord
 from search.study.statistics import non_dominated
-from space.params import ChoiceParam, Param, Scalar, Space
+from space.params import ChoiceParam, Param, Scalar, Space, share_of_range
 from trials.rungs import Rung
 
 POOL = 2  # places for knobs a rung cannot judge go to trials among the best POOL x as many
@@ -61,8 +61,8 @@ class Done:
     reason: str = ""
 
 
-Start = Ask | Promote | Replicate
-Decision = Start | Wait | Done
+Action = Ask | Promote | Replicate  # each starts one run
+Decision = Action | Wait | Done
 ByRung = Mapping[str, list[TrialRecord]]  # by rung, each in order of numbers
 
 
@@ -83,16 +83,18 @@ def decide_within(study: StudyConfig, at: ByRung, books: Account, *, space: Spac
     """`decide` for whoever has the books and the records of each rung already."""
     running = any(r.result is None for mine in at.values() for r in mine)
     refused = ""
-    for start in starts(study, at, books, space=space):
-        if affordable(study, books, start):
-            return start
+    for action in wanted_actions(study, at, books, space=space):
+        if affordable(study, books, action):
+            return action
         if running:
-            return Wait()  # what runs may cost less than its worst case; nothing cheaper may eat what this one needs
-        refused = f"the budget refuses more trials at {start.rung.name}"
+            # Running trials may cost less than their worst case: the money for this action is kept, not spent on
+            # cheaper ones.
+            return Wait()
+        refused = f"the budget refuses more trials at {action.rung.name}"
     return Wait() if running else Done(refused)
 
 
-def starts(study: StudyConfig, at: ByRung, books: Account, *, space: Space | None = None) -> Iterator[Start]:
+def wanted_actions(study: StudyConfig, at: ByRung, books: Account, *, space: Space | None = None) -> Iterator[Action]:
     """Everything worth starting now, most wanted first: the top rung before those below it."""
     finalist = deserves_seed(study, at[study.rungs[-1].name])
     if finalist is not None:
@@ -223,18 +225,15 @@ def setting(param: Param, value: Scalar) -> tuple[str, Scalar]:
     """What a value stands for: a choice's option, or the third of its range that a number lies in."""
     if isinstance(param, ChoiceParam):
         return param.name, value
-    low, high, here = param.low, param.high, float(value)
-    if param.log:
-        low, high, here = map(log, (low, high, here))
-    return param.name, min(2, int(3 * (here - low) / (high - low)))
+    return param.name, min(2, int(3 * share_of_range(param.low, param.high, float(value), log=param.log)))
 
 
-def affordable(study: StudyConfig, books: Account, start: Start) -> bool:
-    """Whether the budget allows a start."""
-    top = start.rung.name == study.rungs[-1].name
-    if isinstance(start, Replicate):
-        return books.affords(start.rung, seeds=1, top=top, new=False)
-    return books.affords(start.rung, seeds=len(start.rung.first_seeds), top=top)
+def affordable(study: StudyConfig, books: Account, action: Action) -> bool:
+    """Whether the budget allows an action."""
+    top = action.rung.name == study.rungs[-1].name
+    if isinstance(action, Replicate):
+        return books.affords(action.rung, seeds=1, top=top, new=False)
+    return books.affords(action.rung, seeds=len(action.rung.first_seeds), top=top)
 
 
 def by_rung(study: StudyConfig, records: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
