@@ -65,7 +65,7 @@ class NapMaker:
     data: Path
     seconds: dict[str, float]
     space: Space = SPACE
-    forecast: None = None
+    predict_bytes: None = None
 
     def make(self, rung: Rung, params: dict[str, Any], seed: int) -> Made:
         script = SCRIPT.replace("SECONDS", str(self.seconds[rung.name])).replace("BPB", str(1 + params["x"]))
