@@ -38,7 +38,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without GPUs sees none
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # started at the same time; what waits for room waits with us
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # at the same time; trials without room wait in our own queue
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
@@ -103,7 +103,7 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
 
 
 def _tune(driver: Driver, events: Events, stopping: threading.Event) -> None:
-    """Run one Tuner to its end; what goes wrong in it is raised where the events are read."""
+    """Run one Tuner to its end. Its errors go into the queue of events and are raised by `run_ray`."""
     from ray import tune
 
     try:
@@ -125,7 +125,7 @@ def _tune(driver: Driver, events: Events, stopping: threading.Event) -> None:
 
 
 def _silence() -> Any:
-    """In place of Tune's callback that prints trials which end without a result: stdout is the command's."""
+    """A silent callback in place of Tune's, which prints trials that end without a result: stdout is the command's."""
     from ray.tune.progress_reporter import TrialProgressCallback
 
     class Silence(TrialProgressCallback):

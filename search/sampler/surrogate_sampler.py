@@ -1,4 +1,4 @@
-"""What the compute-aware model proposes, from what the Optuna studies of all rungs hold.
+"""The proposals of the compute-aware model, from the trials in the Optuna studies of all rungs.
 
 Optuna's trials are the memory: parameters, value, constraints, and the user attributes that `mirror` writes (`status`,
 `artifact_bytes`, `gpu_seconds`). A trial that was refused by its forecast of bytes never ran and teaches nothing here:
@@ -43,7 +43,7 @@ class Advice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Known:
-    """What all rungs have measured so far, as the model takes it."""
+    """All measurements of all rungs so far, as the model takes them."""
 
     keys: list[TrialKey]  # of each run
     runs: list[Observation]  # by rung and number: not in the order in which they were learnt
@@ -69,7 +69,7 @@ class _Settled:
 
 
 class SurrogateSampler:
-    """One model for the studies of all rungs: what it learns at one rung it knows at the others."""
+    """One model for the studies of all rungs, so that a result at one rung counts at the others."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class SurrogateSampler:
         self._rungs = tuple(studies)
         self._studies = studies
         self._computes = computes
-        self._new: tuple[list[Observation], Proposal] | None = None  # a new point that was advised, from what runs
+        self._new: tuple[list[Observation], Proposal] | None = None  # the newest advice, if a new point, with its runs
         self._settled: dict[str, _Settled] = {rung: _Settled() for rung in self._rungs}
         self._costs: dict[str, list[float]] = {rung: [] for rung in self._rungs}
         self._model = Surrogate(

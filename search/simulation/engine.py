@@ -1,6 +1,6 @@
-"""Engine 3: trials are calls of a Python function and seconds pass only on paper. The brain cannot tell.
+"""Engine 3: trials are calls of a Python function, in simulated time. The brain is the same as for real trials.
 
-What a trial measures is in a file of the user's, or any function: see `search.simulation.world`.
+The function is in a file of the user's, see `search.simulation.world`; `simulate` takes any function.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from space.params import Param, Scalar, Space
 from trials.files import append_line, write_json
 from trials.spec import RESULT_FILE, TrialResult, TrialSpec
 
-UNLIMITED = 1e9  # cores or GPUs where nobody set a limit
+UNLIMITED = 1e9  # cores or GPUs where the study sets no limit
 GPUS_PER_NODE = 8  # of a simulated cluster, unless a rung wants more
 
 
@@ -56,9 +56,9 @@ def simulated_driver(study: StudyConfig, world: World) -> tuple[Driver, Simulate
 def run_simulated(driver: Driver, world: World, clock: SimulatedClock) -> Generator[Event, None, None]:
     """Drive the study to its end in simulated time, on `study.gpus` GPUs and `study.cpus` cores (0: no limit).
 
-    GPUs come in nodes of eight; what starts where is decided as under Ray (search.engines.placement). Everything that
-    happens at one moment happens in the order of trial ids, and what was going on when a simulation was killed is in
-    its log: it goes on as if nothing had happened.
+    GPUs come in nodes of eight, and trials are placed on them as under Ray (search.engines.placement). Trials that end
+    at one moment end in the order of their ids. The log holds every start, so a simulation that was killed goes on as
+    if nothing had happened.
 
     Raises:
         UserError: a rung asks for more than there is.
@@ -160,7 +160,7 @@ def simulate(
     predict_bytes: Callable[[Mapping[str, Scalar]], float] | None = None,
     folder: Path | None = None,
 ) -> Trace:
-    """Run a whole study on a function and say what happened when.
+    """Run a whole study on a function and return what happened when.
 
     Args:
         seed: replaces the study's: of the sampler.

@@ -12,7 +12,6 @@ from trials.spec import TrialSpec
 
 LOG_FILE = "simulated.jsonl"  # in the study's folder: when each trial started and will end, in simulated seconds
 
-
 StayKey = tuple[str, int, int]  # trial, attempt, number of seeds: one stay on the cluster
 
 
@@ -52,7 +51,7 @@ def read_spans(study: StudyConfig) -> tuple[Span, ...]:
 
 
 def read_log(study: StudyConfig) -> tuple[dict[StayKey, Span], dict[StayKey, float]]:
-    """The simulation's log: what was started; and since when what was not started waits."""
+    """The simulation's log: the stays that have started; and since when each trial waits that has not."""
     spans: dict[StayKey, Span] = {}
     asked: dict[StayKey, float] = {}
     for row in read_lines(study.dir / LOG_FILE):
@@ -75,7 +74,7 @@ def stay_key(spec: TrialSpec) -> StayKey:
 
 
 def recovered(spans: Sequence[Span], records: Sequence[TrialRecord]) -> float:
-    """What the clock showed when the simulation was killed: the last thing that is known to have happened."""
+    """The clock when the simulation was killed: the moment of the last event that is known."""
     open_now = {stay_key(r.spec) for r in records if r.result is None}
     ran = ((s.trial_id, s.attempt, s.num_seeds) for s in spans)
     return max((s.start if key in open_now else s.end for key, s in zip(ran, spans, strict=True)), default=0.0)

@@ -1,9 +1,10 @@
 """The probability that a configuration's artifact fits, from forecasts where there are any, else from finished runs.
 
-log(bytes) is a Gaussian process too: bytes are products of sizes and bitwidths, so it is nearly additive. Where a
-forecast exists it is the truth and the process only steers candidates, because a forecast of a real configuration
-costs about 2.5 ms and a candidate pool has a thousand. Without one, bytes are known after the first run of a
-configuration, and a cheap run may pack worse or better than a full one: rungs are related as scores are.
+log(bytes) is modelled by a Gaussian process: bytes are products of sizes and bitwidths, so their logarithm is nearly a
+sum. Where bytes can be predicted without a run, the prediction counts as exact. The process then only ranks candidates,
+because a prediction for a real configuration takes about 2.5 ms and a pool has a thousand candidates. Without
+predictions, bytes are known after the first run of a configuration. A cheap run may pack worse or better than a full
+one, so the process relates rungs for bytes as the other one does for scores.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import log_ndtr
 
-from search.surrogate.encoding import Array, Encoder
+from search.surrogate.encoding import Array, Encoder, Ints
 from search.surrogate.gaussian_process import Data, Layout, Posterior, fit
-from search.surrogate.history import History, Ints, row_key
+from search.surrogate.history import History, row_key
 from space.params import Scalar
 
 PredictBytes = Callable[[Mapping[str, Scalar]], float]  # artifact bytes of a configuration, before any run of it
@@ -26,7 +27,7 @@ NUM_RECENT = 160  # of the history's configurations, which lie where the search 
 MAX_RUNS = 320
 MIN_RUNS = 4  # measured artifacts before anything is predicted from them
 REFIT_GROWTH = 1.3  # hyperparameters are fitted to runs again when there are so many times as many
-NOISE = 0.02  # prior median of what the process does not explain, in standard deviations of log(bytes)
+NOISE = 0.02  # prior median of the part that the process does not explain, in standard deviations of log(bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,12 +41,12 @@ class FittedBytes:
 
 
 class ByteModel:
-    """What is known about bytes: a function of the history, the seed and `fitted`; the rest is caches."""
+    """The knowledge of bytes: a function of the history, the seed and `fitted`; the other fields are caches."""
 
     def __init__(
         self, encoder: Encoder, layout: Layout, *, cap_bytes: float, predict_bytes: PredictBytes | None, seed: int
     ) -> None:
-        """Nothing is forecast until it is needed."""
+        """Nothing is predicted until it is needed."""
         self._encoder, self._cap, self._seed = encoder, cap_bytes, seed
         self._predict_bytes = predict_bytes
         one_level = replace(layout, distances=(0.0,))
@@ -58,7 +59,7 @@ class ByteModel:
 
     @property
     def memory(self) -> FittedBytes | None:
-        """What depends on when it was fitted: hyperparameters from runs. Those from forecasts follow from the seed."""
+        """Hyperparameters fitted to runs, which depend on when that was; those fitted to predictions can be had again."""
         return self.fitted if self._predict_bytes is None else None
 
     def recall(self, fitted: FittedBytes | None) -> None:
@@ -67,7 +68,7 @@ class ByteModel:
             self.fitted = fitted
 
     def exact(self, row: Array) -> float | None:
-        """Forecast bytes of one snapped row of units; None where nobody can say."""
+        """Predicted bytes of one snapped row of units; None where only a run can tell."""
         if self._predict_bytes is None:
             return None
         key = row_key(row)
@@ -134,6 +135,6 @@ class ByteModel:
         return FittedBytes(num_results=len(logs), theta=tuple(float(t) for t in theta), centre=centre, spread=spread)
 
     def _build(self, units: Array, logs: Array, levels: Ints) -> None:
-        assert self.fitted is not None  # whoever builds has fitted
+        assert self.fitted is not None  # every caller fits first
         data = Data(self._encoder.features(units), levels, (logs - self.fitted.centre) / self.fitted.spread)
         self._posterior = Posterior(data, np.array(self.fitted.theta), self._layout)

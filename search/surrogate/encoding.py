@@ -1,9 +1,10 @@
-"""Points of a space as numbers: what a model of the objective and a generator of candidates need.
+"""Points of a space as numbers, for a model of the objective and a generator of candidates.
 
 Two views of a point. *Units*: one number in [0, 1] per parameter, the place of its value (`FloatParam.place`), NaN
-where a condition leaves the parameter out; the generators of candidates move here. *Features*: what a kernel compares;
-a number parameter is its unit, a choice is one column per option (one column for two options), and a condition on a
-number parameter adds an on/off column. Everything is vectorised over points, with a loop over parameters.
+where a condition leaves the parameter out; the generators of candidates move here. *Features*: the columns that a
+kernel compares; a number parameter is its unit, a choice is one column per option (one column for two options), and a
+condition on a number parameter adds an on/off column. Everything is vectorised over points, with a loop over
+parameters.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Scalar, When
 
 Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
 INACTIVE_FEATURE = 0.5  # of a parameter that a condition leaves out: the middle, nearest to every value on average
 
 

@@ -1,4 +1,4 @@
-"""What to run next, on which rung, per GPU-second: the compute-aware model of a study.
+"""The compute-aware model of a study: it proposes the run, and its rung, that is worth most per GPU-second.
 
 One Gaussian process holds the results of every rung (`gaussian_process`), predicts scores at the top rung, and prices
 each possible run. A run of configuration x at rung r is worth the expected improvement of the best top-rung score
@@ -10,7 +10,8 @@ s_r is how far a result at r would move the prediction at the top: small where a
 model decides by itself whether proxies pay. This is the problem of opening boxes at a price (Weitzman 1979;
 https://arxiv.org/abs/2406.20062 uses it for Bayesian optimisation).
 
-What is known not to fit the byte cap is never proposed, what probably does not is worth less (`byte_model`).
+A point whose bytes are known to be over the cap is never proposed; one that is probably over it is worth less
+(`byte_model`).
 Pure numpy and scipy: no Optuna, no clock, no files.
 """
 
@@ -36,8 +37,8 @@ REFIT_GROWTH = 1.15  # hyperparameters are fitted again when there are so many t
 NUM_LEADERS = 8  # known configurations that candidates start from
 NUM_ROUNDS, NUM_PARENTS, NUM_CHILDREN = 2, 10, 16  # a pool is followed by the neighbourhoods of its best
 MAX_CLIMBERS = 120  # known configurations that are priced for a higher rung: the best of the highest rungs
-MAX_CHECKS = 48  # exact forecasts per proposal
-SHARE = 0.4  # at least so much of the GPU-seconds spent up to a rung goes to that rung: cheap runs can mislead
+MAX_CHECKS = 48  # predictions of bytes per proposal
+SHARE = 0.4  # of the GPU-seconds spent at a rung and below, at least so many go to that rung: cheap runs can mislead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,11 +104,11 @@ class Surrogate:
 
     @property
     def memory(self) -> Memory:
-        """What it knows beside the history."""
+        """The fits that the history does not determine."""
         return Memory(scores=self.fitted, bytes=self._bytes.memory)
 
     def recall(self, memory: Memory) -> None:
-        """Take up what a predecessor knew; fits of a model of another shape are made anew."""
+        """Take up a predecessor's memory; fits of a model of another shape are made anew."""
         shape = len(self._layout.prior()[0])
         if memory.scores is not None and len(memory.scores.theta) == shape:
             self.fitted = memory.scores
@@ -153,10 +154,10 @@ class Surrogate:
         return up if up is not None and up.log_value >= new.log_value else new
 
     def _first_design(self, history: History, *, level: int) -> Proposal:
-        """The middle of every range, or what fits near it; then points far from everything so far.
+        """The middle of every range, or a point near it that fits; then points far from everything so far.
 
-        Of every three of these one is random and two share about half their values with the first known point (the
-        control) and with that guess: whoever set the ranges has usually put them around something that works.
+        Of every three of the latter, one is random, one shares about half its values with the first known point (the
+        control) and one with the first guess: ranges are usually set around values that work.
         """
         guess = self._first_guess()
         size = self._bytes.exact(guess)
@@ -186,7 +187,7 @@ class Surrogate:
     def _due(
         self, history: History, options: Sequence[tuple[int, int]], costs: Sequence[float], remaining: float
     ) -> int | None:
-        """The rung whose turn it is, whatever else promises: the highest one that has had less than its share."""
+        """The highest rung that has had less than its share, whose turn it is whatever the values say; None if there is none."""
         top = self._top
         counts = np.bincount(history.levels, minlength=top + 1)
         spent = [count * cost for count, cost in zip(counts, costs, strict=True)]
@@ -253,7 +254,7 @@ class Surrogate:
         return np.asarray(values + self._bytes.log_fits(units, history))
 
     def _first_that_fits(self, points: Array, scores: Array) -> Array:
-        """The best-scored point whose forecast is under the cap; without a forecast, the best-scored one.
+        """The best-scored point whose predicted bytes are under the cap; without predictions, the best-scored one.
 
         When none of the best fits, random points are drawn until one does; the smallest seen if that fails too.
         """
@@ -288,7 +289,7 @@ class Surrogate:
         return Model(posterior, costs, best, scores)
 
     def _best(self, posterior: Posterior, history: History, scores: Array) -> float:
-        """The lowest expected top-rung score of what ran there and fits; of everything that fits before that."""
+        """The lowest expected top-rung score of the runs at the top that fit; of all that fit while the top has none."""
         top = self._top
         done = np.flatnonzero(history.scored & history.feasible)
         there = done[history.levels[done] == top]
