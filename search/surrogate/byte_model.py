@@ -59,7 +59,7 @@ class ByteModel:
 
     @property
     def memory(self) -> FittedBytes | None:
-        """Hyperparameters fitted to runs, which depend on when that was; those fitted to predictions can be had again."""
+        """Hyperparameters that were fitted to runs: they depend on when. (A fit to predictions can be repeated.)"""
         return self.fitted if self._predict_bytes is None else None
 
     def recall(self, fitted: FittedBytes | None) -> None:

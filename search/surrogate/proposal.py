@@ -187,7 +187,10 @@ class Surrogate:
     def _due(
         self, history: History, options: Sequence[tuple[int, int]], costs: Sequence[float], remaining: float
     ) -> int | None:
-        """The highest rung that has had less than its share, whose turn it is whatever the values say; None if there is none."""
+        """The highest rung that has had less than its share; None when all have had theirs.
+
+        It is this rung's turn, whatever the values of runs say.
+        """
         top = self._top
         counts = np.bincount(history.levels, minlength=top + 1)
         spent = [count * cost for count, cost in zip(counts, costs, strict=True)]
@@ -289,7 +292,7 @@ class Surrogate:
         return Model(posterior, costs, best, scores)
 
     def _best(self, posterior: Posterior, history: History, scores: Array) -> float:
-        """The lowest expected top-rung score of the runs at the top that fit; of all that fit while the top has none."""
+        """The lowest expected score at the top rung, of runs there that fit; before there are any, of all that fit."""
         top = self._top
         done = np.flatnonzero(history.scored & history.feasible)
         there = done[history.levels[done] == top]
