@@ -72,6 +72,19 @@ class FloatParam(BaseParam):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
             raise UserError(f"{self.name} must be a number in [{self.low:g}, {self.high:g}], got {value!r}")
 
+    def place(self, value: Scalar) -> float:
+        """Where a value lies in the range: 0 at `low`, 1 at `high`; one outside counts as the nearer end."""
+        number = min(max(float(value), self.low), self.high)
+        return share_of_range(self.low, self.high, number, log=self.log)
+
+    def at(self, place: float) -> float:
+        """The value at a place: the inverse of `place`."""
+        if self.log:
+            number = self.low * math.exp(place * math.log(self.high / self.low))
+        else:
+            number = self.low + place * (self.high - self.low)
+        return min(max(number, self.low), self.high)
+
     def draw(self, rng: np.random.Generator) -> float:
         """Return a random value, uniform, or log-uniform with `log`."""
         if not self.log:
@@ -105,10 +118,33 @@ class IntParam(BaseParam):
             by = f" in steps of {self.step}" if self.step > 1 else ""
             raise UserError(f"{self.name} must be a whole number in [{self.low}, {self.high}]{by}, got {value!r}")
 
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return (self.high - self.low) // self.step + 1
+
+    def place(self, value: Scalar) -> float:
+        """The middle of the part of [0, 1] that a value owns; one outside the range counts as the nearer end.
+
+        All parts are equally long; with `log` a number n owns what lies between n - 0.5 and n + 0.5 on a log scale.
+        """
+        number = min(max(float(value), self.low), self.high)
+        if self.log:  # share_of_range would give another last digit than the models of existing studies have
+            low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
+            return (math.log(number) - low) / (high - low)
+        return (round((number - self.low) / self.step) + 0.5) / self.count
+
+    def at(self, place: float) -> int:
+        """The value that owns a place in [0, 1]."""
+        if self.log:
+            low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
+            return min(max(round(math.exp(low + place * (high - low))), self.low), self.high)
+        return self.low + self.step * min(int(place * self.count), self.count - 1)
+
     def draw(self, rng: np.random.Generator) -> int:
         """Return a random value, uniform, or with `log` log-uniform: rounded from [low - 0.5, high + 0.5)."""
         if not self.log:
-            return self.low + self.step * int(rng.integers((self.high - self.low) // self.step + 1))
+            return self.low + self.step * int(rng.integers(self.count))
         value = round(math.exp(rng.uniform(math.log(self.low - 0.5), math.log(self.high + 0.5))))
         return min(max(value, self.low), self.high)
 
@@ -127,6 +163,22 @@ class ChoiceParam(BaseParam):
         """Raise UserError unless `value` is one of the options; True is not 1 here."""
         if not any(type(value) is type(option) and value == option for option in self.options):
             raise UserError(f"{self.name} must be one of {', '.join(map(repr, self.options))}, got {value!r}")
+
+    def place(self, value: Scalar) -> float:
+        """The middle of the part of [0, 1] that an option owns; all parts are equally long.
+
+        Raises:
+            ValueError: the value is no option, not even after conversion (1 for True).
+        """
+        matches = [i for i, o in enumerate(self.options) if type(o) is type(value) and o == value]
+        matches = matches or [i for i, o in enumerate(self.options) if o == value]
+        if not matches:
+            raise ValueError(f"{self.name} must be one of {', '.join(map(repr, self.options))}, got {value!r}")
+        return (matches[0] + 0.5) / len(self.options)
+
+    def at(self, place: float) -> Scalar:
+        """The option that owns a place in [0, 1]."""
+        return self.options[min(int(place * len(self.options)), len(self.options) - 1)]
 
     def draw(self, rng: np.random.Generator) -> Scalar:
         """Return a random option, all equally likely."""
@@ -206,6 +258,13 @@ class Space:
             if param.active(values):
                 values[param.name] = param.draw(rng)
         return values
+
+
+def share_of_range(low: float, high: float, value: float, *, log: bool) -> float:
+    """How far `value` lies on the way from `low` (0) to `high` (1), measured in logarithms with `log`."""
+    if log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
 
 
 def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:

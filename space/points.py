@@ -12,15 +12,12 @@ BINS = 500  # floats that fall into one of so many parts of their range are the 
 
 def point_key(space: Space, params: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:
     """Return a point with its floats rounded to a 500th of their range. Points with equal keys count as the same."""
-    key = []
+    key: list[tuple[str, Scalar]] = []
     for param in space.params:
         if param.name in params:
             value = params[param.name]
             if isinstance(param, FloatParam):
-                low, high, here = param.low, param.high, float(value)
-                if param.log:
-                    low, high, here = map(math.log, (low, high, here))
-                value = round(BINS * (here - low) / (high - low))
+                value = round(BINS * param.place(value))
             key.append((param.name, value))
     return tuple(key)
 

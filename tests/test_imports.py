@@ -65,9 +65,9 @@ THIRD_PARTY = {  # what each package may import besides the standard library, an
     },
 }
 ONLY_IN = {  # third-party package -> the modules that may import it
-    "optuna": {"search.sampler.sampler", "search.sampler.storage", "search.sampler.surrogate_sampler"},
+    "optuna": {f"search.sampler.{name}" for name in ("sampler", "mirror", "storage", "surrogate_sampler")},
     "sqlalchemy": {"search.sampler.sampler", "search.sampler.storage"},  # Optuna's storages raise its errors
-    "ray": {"search.engines.ray_tune"},
+    "ray": {"search.engines.ray_tune", "search.engines.ray_searcher"},
     "plotly": {"search.report.plot"},
     "jinja2": {"search.report.page"},
     "markupsafe": {"search.report.page"},  # only there may text be exempt from escaping

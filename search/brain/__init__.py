@@ -1,1 +1,1 @@
-"""What to run next and what a result means: the driver, the makers, the first points."""
+"""Decides which trial runs next and takes in its result: the driver, the makers of trials, the starting points."""

@@ -1,6 +1,6 @@
 """One-factor ablations: the control against one changed knob at a time, on paired seeds, at one rung.
 
-A study like any other whose points are given: the same engines run it, a kill costs as little, the folder stays.
+An ablation is a study whose points are given instead of sampled. The same engines run it, and it goes on after a kill.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from space.points import complete_point, parse_value, point_key
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effect:
-    """What one change does to val_bpb; below 0 is better. Statistics are over differences paired by seed."""
+    """The effect of one change on val_bpb; below 0 is better. Statistics are over differences paired by seed."""
 
     change: str  # "matrix_lr=0.02"
     trial: str

@@ -1,8 +1,8 @@
-"""The brain: `next()` says what to run, `finish()` hears how it ended. No loop, no engine, no clock of its own.
+"""The brain: `next()` says which trial to run, `finish()` hears how it ended. It has no loop, engine or clock.
 
-Any engine can drive it: local processes, Ray Tune, simulated time. Everything it knows is in the trial folders and
-the Optuna storage, so a killed driver is replaced by starting another: finished results are told once, unfinished
-trials are handed out again, and what is decided next depends on nothing else.
+Any engine can drive it: local processes, Ray Tune, simulated time. What it decides follows from the trial folders and
+the Optuna storage alone. So a killed driver is replaced by starting another: that one tells the storage the results
+that it has not heard, once, and hands out unfinished trials again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from functools import partial
 import numpy as np
 
 from pgolf_model.errors import UserError
-from search.brain.maker import Made, Maker, script_maker
+from search.brain.known_trials import KnownTrials
+from search.brain.maker import Maker, script_maker
+from search.brain.specs import new_trial, with_next_seed, with_resources_of_today
 from search.brain.starting_points import starting_points
 from search.ladder.anomaly import too_good
 from search.ladder.budget import Account, account
-from search.ladder.byte_correction import Sizes, refit
 from search.ladder.promote import (
     Ask,
     ByRung,
@@ -32,38 +33,25 @@ from search.ladder.promote import (
     decide_within,
     planned_trials,
 )
-from search.ladder.race import control_seeds, noise_floors
-from search.ladder.retry import earlier_result, second_attempt
+from search.ladder.race import noise_floors
+from search.ladder.retry import second_attempt
 from search.ladder.trust import proxy_quality
 from search.sampler.sampler import Sampler
 from search.study.config import StudyConfig
 from search.study.freeze import absolute, freeze, git_commit
 from search.study.journal import DONE, note
-from search.study.ledger import (
-    CONTROL,
-    VERDICT_FILE,
-    TrialRecord,
-    Verdict,
-    Word,
-    finished,
-    give_verdict,
-    read_record,
-    read_records,
-    trial_dir,
-)
+from search.study.ledger import CONTROL, TrialRecord
 from search.study.next_steps import judge_command, search_command
 from space.params import Scalar
-from space.points import point_key
-from trials.files import read_noun, refuse_full_disk, write_json
 from trials.rungs import Rung
-from trials.spec import RESULT_FILE, SCRIPT_FILE, SPEC_FILE, STOP_FILE, TrialResult, TrialSpec
+from trials.spec import TrialResult, TrialSpec
 
-DUPLICATES = 4  # points asked for in a row that are tried already, before a random new one is taken
-RANDOM_DRAWS = 200  # that may be tried already before the space counts as exhausted and a point is run again
+DUPLICATES = 4  # points in a row that the sampler may propose although they were tried; then a random one is taken
+RANDOM_DRAWS = 200  # random points in a row that were tried, after which the space counts as exhausted and one repeats
 
 
 class Driver:
-    """One study's brain. Use it from one thread; `lock.driver_lock` keeps a second process away."""
+    """One study's brain. Use it from one thread; `search.study.lock` keeps a second process away."""
 
     def __init__(
         self, study: StudyConfig, maker: Maker | None = None, *, clock: Callable[[], float] | None = None
@@ -81,31 +69,29 @@ class Driver:
         self.space = self._maker.space
         freeze(study)
         self._maker.freeze(study.dir)
-        self._starts = starting_points(study, self.space)
-        self._records: dict[str, TrialRecord] = {r.spec.trial_id: r for r in read_records(study)}
-        self._tried = {point_key(self.space, r.spec.params) for r in self.records}
+        self._starting_points = starting_points(study, self.space)
+        self._known = KnownTrials(study, self.space)
         started = time.monotonic()
         self._clock = clock or (lambda: time.monotonic() - started)
         self._note = partial(note, study)
-        self._in_flight: set[str] = set()
         self._git_commit = git_commit()
         self.why_done = ""  # what stopped a study before its ladder was climbed
-        self._sampler = Sampler(study, self.space, forecast=self._maker.forecast)
+        self._sampler = Sampler(study, self.space, predict_bytes=self._maker.predict_bytes)
         self._take_up()
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
-        """Everything known, in the order it was learnt."""
-        return tuple(self._records.values())
+        """Everything known, in the order in which it was learnt."""
+        return self._known.records
 
     @property
     def has_unfinished(self) -> bool:
         """Whether `next` will hand out a trial of a killed driver."""
-        return any(r.result is None and r.spec.trial_id not in self._in_flight for r in self.records)
+        return bool(self._known.unfinished)
 
     @property
     def is_halted(self) -> bool:
-        """Whether somebody has to decide before anything more may start."""
+        """Whether a person has to decide before anything more may start."""
         return bool(self._trouble())
 
     def next(self) -> TrialSpec | Wait | Done:
@@ -117,21 +103,19 @@ class Driver:
         """
         while True:
             trouble = self._trouble()
-            if trouble and self._in_flight:
-                return Wait()  # let what runs end; its results may still change what is asked
+            if trouble and self._known.in_flight:
+                return Wait()  # for the trials that run: their results may still change what has to be decided
             if trouble:
                 raise trouble
             chosen = self._unfinished() or self._choose()
             if isinstance(chosen, Done):
                 self._tell_races()
                 self.why_done = chosen.reason
-                self._note(DONE, at=self._clock(), trials=len(self._records), reason=chosen.reason)
+                self._note(DONE, at=self._clock(), trials=len(self.records), reason=chosen.reason)
             if not isinstance(chosen, TrialSpec):
                 return chosen
             if chosen.predicted_bytes <= self.study.caps.artifact_bytes:
-                self._in_flight.add(chosen.trial_id)
-                for stale in (STOP_FILE, RESULT_FILE):  # a result is of the time before more seeds were added
-                    (trial_dir(self.study, chosen.trial_id) / stale).unlink(missing_ok=True)
+                self._known.hand_out(chosen)
                 return chosen
             self._refuse(chosen)
 
@@ -146,39 +130,21 @@ class Driver:
         Raises:
             OSError: the worker left no result because the disk is full.
         """
-        folder = trial_dir(self.study, spec.trial_id)
-        if not (folder / RESULT_FILE).exists():
-            refuse_full_disk(exit_code, folder)
-            error = failure or "the worker left no result"
-            write_json(folder / RESULT_FILE, TrialResult(status="failed", fault="lost", error=error))
-        record = finished(folder, self._records[spec.trial_id].spec)
+        record = self._known.read_end(spec.trial_id, failure or "the worker left no result", exit_code=exit_code)
         assert record.result is not None
-        self._in_flight.discard(spec.trial_id)
         if not self._retry(record):
-            self._records[spec.trial_id] = record
+            self._known.learn(record)
             self._suspect(spec.rung)
-            self._learn(self._records[spec.trial_id])
+            self._learn(self._known.record(spec.trial_id))
         return record.result
-
-    def judge(self, trial_id: str, word: Word) -> None:
-        """Take in what a person thinks of a score that was too good to believe.
-
-        Raises:
-            UserError: nobody suspects the trial.
-        """
-        give_verdict(self.study, trial_id, word)
-        record = read_record(trial_dir(self.study, trial_id))
-        self._learn(record)
-        self._suspect(record.spec.rung)
 
     def call_off(self) -> None:
         """Ask the workers of all trials in flight to leave, wherever they run; their trials stay unfinished."""
-        for trial_id in tuple(self._in_flight):
-            (trial_dir(self.study, trial_id) / STOP_FILE).touch()
+        self._known.call_off()
 
     def release(self, spec: TrialSpec) -> None:
         """Hand back a trial that an engine could not run to its end: it is unfinished and comes up again."""
-        self._in_flight.discard(spec.trial_id)
+        self._known.take_back(spec.trial_id)
 
     def _take_up(self) -> None:
         """Do what a killed driver was about to do with results it had not told, then bring the storage in line."""
@@ -192,15 +158,14 @@ class Driver:
 
     def _trouble(self) -> UserError | None:
         """Why nothing may be started now, where somebody has to decide first."""
-        for record in self.records:
-            if record.suspicious:
-                trial_id = record.spec.trial_id
-                reason = read_noun(Verdict, trial_dir(self.study, trial_id) / VERDICT_FILE).reason
-                return UserError(
-                    f"{trial_id} is suspicious: {reason}. A leak or a broken metric is more likely than a discovery",
-                    hint=f"look at it, then say `{judge_command(self.study, trial_id, 'accept')}` or reject; "
-                    f"go on with `{search_command(self.study)}`",
-                )
+        suspicion = self._known.suspicion
+        if suspicion is not None:
+            trial_id, reason = suspicion
+            return UserError(
+                f"{trial_id} is suspicious: {reason}. A leak or a broken metric is more likely than a discovery",
+                hint=f"look at it, then say `{judge_command(self.study, trial_id, 'accept')}` or reject; "
+                f"go on with `{search_command(self.study)}`",
+            )
         refused = self._refused_in_a_row()
         if refused < self.study.max_infeasible:
             return None
@@ -210,33 +175,24 @@ class Driver:
         )
 
     def _refused_in_a_row(self) -> int:
-        """Forecasts over a cap since anything was started at the first rung."""
+        """How many forecasts were over a cap since a trial was last started at the first rung."""
         entered = [r for r in self.records if r.spec.rung == self.study.rungs[0].name]
         last = max((r.spec.number for r in entered if r.status != "infeasible"), default=-1)
         return sum(r.spec.number > last for r in entered)
 
     def _unfinished(self) -> TrialSpec | None:
-        """A trial that nobody works on and that has no result: its driver or its worker was killed."""
-        for record in self.records:
-            if record.result is None and record.spec.trial_id not in self._in_flight:
-                return self._with_resources_of_today(record.spec)
-        return None
+        """The first unfinished trial, its spec brought up to date; None when there is none."""
+        waiting = self._known.unfinished
+        if not waiting:
+            return None
+        spec = waiting[0].spec
+        return self._rewrite(with_resources_of_today(spec, self.study.rung(spec.rung)))
 
-    def _with_resources_of_today(self, spec: TrialSpec) -> TrialSpec:
-        """The spec with the cores, GPUs and time its rung has now: they may have changed since it was written."""
-        rung = self.study.rung(spec.rung)
-        return self._rewrite(spec, replace(spec, cpus=rung.cpus, gpus=rung.gpus, timeout_seconds=rung.timeout))
-
-    def _rewrite(self, old: TrialSpec, new: TrialSpec) -> TrialSpec:
-        """Put a changed spec in place of a trial's old one; the trial is unfinished then."""
-        folder = trial_dir(self.study, new.trial_id)
-        script = self._maker.script(new.config) if new.config != old.config else b""
-        if script:
-            (folder / SCRIPT_FILE).write_bytes(script)
-        if new != old:
-            write_json(folder / SPEC_FILE, new)
-        self._records[new.trial_id] = TrialRecord(spec=new)
-        return new
+    def _rewrite(self, spec: TrialSpec) -> TrialSpec:
+        """Replace a trial's spec, and its script when its configuration has changed; the trial is unfinished then."""
+        changed = spec.config != self._known.record(spec.trial_id).spec.config
+        self._known.rewrite(spec, self._maker.script(spec.config) if changed else b"")
+        return spec
 
     def _choose(self) -> TrialSpec | Wait | Done:
         """A new trial, its folder written; or a finalist's with one more seed."""
@@ -246,29 +202,25 @@ class Driver:
             case Ask(rung=rung):
                 return self._ask(rung, at)
             case Promote(rung=rung, parent=parent):
-                number = self._sampler.add(rung.name, parent.spec.params, origin=parent.spec.trial_id)
-                spec = self._spec(
-                    rung, number, parent.spec.params, at, label=parent.spec.label, parent=parent.spec.number
-                )
-                self._note_promotion(spec, parent)
-                return spec
+                return self._promote(rung, parent, at)
             case Replicate(rung=rung, trial=trial):
-                done = len(trial.spec.seeds)
-                self._note("replicate", at=self._clock(), trial=trial.spec.trial_id, seed=rung.seeds[done])
-                return self._rewrite(trial.spec, replace(trial.spec, seeds=rung.seeds[: done + 1], seeds_done=done))
+                again = with_next_seed(trial.spec, rung)
+                self._note("replicate", at=self._clock(), trial=again.trial_id, seed=again.seeds[-1])
+                return self._rewrite(again)
             case nothing:
                 return nothing
 
     def _advised(self, decision: Decision, at: ByRung, books: Account) -> Decision:
-        """What the sampler's model would rather start, when something new may start and it has an opinion.
+        """What the sampler's model would rather start; the decision itself where the model has no say.
 
-        The known points come first, and the control goes up from every rung, whatever it says; a rung gets no more
-        trials than are planned.
+        It has a say once all starting points have entered, when a new point or a promotion may start. The control is
+        promoted from every rung whatever the model says, and a rung gets no more trials than `planned_trials`.
         """
         first = self.study.rungs[0]
         control = isinstance(decision, Promote) and decision.parent.spec.label == CONTROL
         entered = {r.spec.label for r in at[first.name]}
-        if not isinstance(decision, Ask | Promote) or control or any(p.label not in entered for p in self._starts):
+        points_left = any(p.label not in entered for p in self._starting_points)
+        if not isinstance(decision, Ask | Promote) or control or points_left:
             return decision
         counts = {name: sum(r.status != "infeasible" for r in mine) for name, mine in at.items()}
         room = [
@@ -290,31 +242,41 @@ class Driver:
         return Promote(rung=self.study.rung(advice.rung), parent=parent)
 
     def _ask(self, rung: Rung, at: ByRung) -> TrialSpec:
-        """The control first, then the known good points, then whatever the sampler wants to know."""
+        """A new point's trial: the starting points first, control foremost, then what the sampler proposes."""
         entered = {r.spec.label for r in at[rung.name]}
-        for label, params in ((point.label, point.params) for point in self._starts):
-            if label not in entered:
-                return self._spec(rung, self._sampler.add(rung.name, params, origin=label), params, at, label=label)
+        for point in self._starting_points:
+            if point.label not in entered:
+                number = self._sampler.add(rung.name, point.params, origin=point.label)
+                return self._enter(rung, number, point.params, at, label=point.label)
         entered_before = at[rung.name][-1].spec.number + 1 if at[rung.name] else 0
         while (number := self._sampler.next_number(rung.name)) < entered_before + DUPLICATES:  # also by a killed driver
             number, params = self._sampler.ask(rung.name)
-            if point_key(self.space, params) not in self._tried:
-                return self._spec(rung, number, params, at)
+            if not self._known.was_tried(params):
+                return self._enter(rung, number, params, at)
             self._sampler.forget(rung.name, number)
         params = self._random_point(number)
-        return self._spec(rung, self._sampler.add(rung.name, params, origin="random"), params, at)
+        return self._enter(rung, self._sampler.add(rung.name, params, origin="random"), params, at)
 
     def _random_point(self, number: int) -> dict[str, Scalar]:
-        """A point that was not tried, unless the space has none left."""
+        """A random point that was not tried, unless the space has none left."""
         rng = np.random.default_rng((self.study.seed, number))
         params = self.space.sample(rng)
         for _ in range(RANDOM_DRAWS):
-            if point_key(self.space, params) not in self._tried:
+            if not self._known.was_tried(params):
                 break
             params = self.space.sample(rng)
         return params
 
-    def _spec(
+    def _promote(self, rung: Rung, parent: TrialRecord, at: ByRung) -> TrialSpec:
+        """The trial that repeats `parent` at `rung`; the journal says how far the lower rung was trusted then."""
+        params = parent.spec.params
+        number = self._sampler.add(rung.name, params, origin=parent.spec.trial_id)
+        spec = self._enter(rung, number, params, at, label=parent.spec.label, parent=parent.spec.number)
+        quality = proxy_quality(self.study, self.records, lower=self.study.rung(parent.spec.rung), upper=rung)
+        self._note("promote", at=self._clock(), trial=spec.trial_id, parent=parent.spec.trial_id, **asdict(quality))
+        return spec
+
+    def _enter(
         self,
         rung: Rung,
         number: int,
@@ -324,81 +286,41 @@ class Driver:
         label: str = "",
         parent: int | None = None,
     ) -> TrialSpec:
-        seeds = rung.first_seeds
-        if label == CONTROL and rung == self.study.rungs[0]:
-            seeds = control_seeds(self.study, rung)
-        made = self._maker.make(rung, params, seeds[0])
-        general = (made.predicted_low, made.predicted_bytes, made.predicted_high)
-        low, central, high = self._refit(general, rung, made, at, promoted=parent is not None)
-        spec = TrialSpec(
-            study=self.study.name,
-            rung=rung.name,
+        """A new trial, its folder written."""
+        spec, script = new_trial(
+            self.study,
+            self._maker,
+            at,
+            rung=rung,
             number=number,
-            parent=parent,
+            params=params,
             label=label,
-            params=dict(params),
-            config=made.config,
-            seeds=seeds,
-            data_dir=made.data_dir,
-            tokenizer=made.tokenizer,
-            cpus=rung.cpus,
-            gpus=rung.gpus,
-            processes=rung.processes,
-            timeout_seconds=rung.timeout,
+            parent=parent,
             git_commit=self._git_commit,
-            predicted_bytes=central,
-            predicted_low=low,
-            predicted_high=high,
-            general_forecast=() if general == (low, central, high) else general,
         )
-        self._write(spec, made)
+        self._known.add(spec, script)
         return spec
 
-    def _refit(self, general: Sizes, rung: Rung, made: Made, at: ByRung, *, promoted: bool) -> Sizes:
-        """The forecast after what the study's runs came out at.
-
-        It may refuse a promotion. A new point that the general forecast, which is the sampler's, lets in stays in: a
-        sampler that is refused without learning why would propose its like again and again.
-        """
-        low, central, high = refit(general, at, rung=rung.name, target_bytes=made.config.quant.target_bytes)
-        cap = self.study.caps.artifact_bytes
-        if not promoted and general[1] <= cap:
-            central = min(central, cap)
-        return min(low, central), central, high
-
-    def _write(self, spec: TrialSpec, made: Made) -> None:
-        """The folder of a trial: the script first, the spec last, so that a spec means a whole folder."""
-        folder = trial_dir(self.study, spec.trial_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        if made.script:
-            (folder / SCRIPT_FILE).write_bytes(made.script)
-        write_json(folder / SPEC_FILE, spec)
-        self._records[spec.trial_id] = TrialRecord(spec=spec)
-        self._tried.add(point_key(self.space, spec.params))
-
     def _refuse(self, spec: TrialSpec) -> None:
-        """A forecast over the cap is a result without a run: the sampler learns the constraint, nobody pays."""
+        """End a trial whose forecast is over the cap: the sampler hears of a broken constraint, and nothing runs."""
         cap = self.study.caps.artifact_bytes
         error = f"forecast {spec.predicted_bytes:,} bytes, the cap is {cap:,}"
-        result = TrialResult(status="infeasible", error=error)
-        write_json(trial_dir(self.study, spec.trial_id) / RESULT_FILE, result)
-        self._learn(TrialRecord(spec=spec, result=result))
+        self._learn(self._known.refuse(spec, TrialResult(status="infeasible", error=error)))
 
     def _retry(self, record: TrialRecord) -> bool:
         """Make a trial that suffered a fault unfinished again, if it may have a second attempt and can afford it."""
         assert record.result is not None
         again = second_attempt(record.spec, record.result)
-        rung = self.study.rung(record.spec.rung)
         if again is None:
             return False
-        self._records[record.spec.trial_id] = record
+        self._known.learn(record)
+        rung = self.study.rung(record.spec.rung)
         books = account(self.study, self.records, elapsed=self._clock())
         seeds = len(again.seeds) - again.seeds_done
         if not books.affords(rung, seeds=seeds, top=rung == self.study.rungs[-1], new=False):
             return False
-        folder = trial_dir(self.study, record.spec.trial_id)
-        (folder / RESULT_FILE).rename(earlier_result(folder, record.spec.attempt))
-        self._rewrite(record.spec, again)
+        self._known.set_result_aside(record.spec)
+        self._rewrite(again)
         reason = record.result.error.strip().splitlines()[-1:]
         self._note(
             "retry", at=self._clock(), trial=record.spec.trial_id, why=record.result.status, error="".join(reason)
@@ -408,7 +330,7 @@ class Driver:
     def _learn(self, record: TrialRecord) -> None:
         """Take a result in; the sampler hears of it unless it is suspicious or its race goes on."""
         assert record.result is not None
-        self._records[record.spec.trial_id] = record
+        self._known.learn(record)
         if self._may_tell(record):
             self._sampler.tell(record)
         if len(record.spec.seeds) > 1 and record.status == "complete":
@@ -424,10 +346,7 @@ class Driver:
         )
         reason = too_good(self.study, best, self.records) if best else ""
         if best and reason:
-            write_json(
-                trial_dir(self.study, best.spec.trial_id) / VERDICT_FILE, Verdict(word="suspicious", reason=reason)
-            )
-            self._records[best.spec.trial_id] = replace(best, verdict="suspicious")
+            self._known.suspect(best, reason)
             self._note("suspicious", at=self._clock(), trial=best.spec.trial_id, reason=reason)
 
     def _may_tell(self, record: TrialRecord) -> bool:
@@ -437,13 +356,7 @@ class Driver:
         return record.result is not None and not record.suspicious and not racing
 
     def _tell_races(self) -> None:
-        """Nothing more will be replicated: every score at the top is what it is."""
+        """Tell the sampler the results of races that ended early: no finalist gets another seed."""
         for record in self.records:
             if record.result is not None and not record.suspicious and not self._may_tell(record):
                 self._sampler.tell(record)
-
-    def _note_promotion(self, spec: TrialSpec, parent: TrialRecord) -> None:
-        """Who went up, and how far the rung it came from was trusted then."""
-        lower, upper = self.study.rung(parent.spec.rung), self.study.rung(spec.rung)
-        quality = proxy_quality(self.study, self.records, lower=lower, upper=upper)
-        self._note("promote", at=self._clock(), trial=spec.trial_id, parent=parent.spec.trial_id, **asdict(quality))

@@ -1,7 +1,7 @@
-"""What a point of the space becomes at a rung: configuration, script, data and a forecast of its bytes.
+"""From a point of the space to a trial at a rung: its configuration, script, data and forecast of bytes.
 
-The brain knows no datasets and no scripts; it is given a maker. `ScriptMaker` makes the trials that really train,
-`search.simulation.engine` has one whose trials are a Python function.
+The brain knows no datasets and no scripts; it is given a maker. `ScriptMaker` makes trials that really train;
+`search.simulation.maker` has one whose trials are calls of a Python function.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Made:
     script: bytes = field(default=b"", repr=False)  # train_gpt.py; empty where nothing is trained
     data_dir: str = ""
     tokenizer: str = ""
-    predicted_bytes: int = 0  # of the artifact, code included; 0 when nobody can say
+    predicted_bytes: int = 0  # of the artifact, code included; 0 when only a run can tell
     predicted_low: int = 0
     predicted_high: int = 0
 
@@ -47,10 +47,10 @@ class Maker(Protocol):
 
     @property
     def space(self) -> Space:
-        """What is searched."""
+        """The space that is searched."""
 
     @property
-    def forecast(self) -> Callable[[Mapping[str, Scalar]], float] | None:
+    def predict_bytes(self) -> Callable[[Mapping[str, Scalar]], float] | None:
         """Artifact bytes of a point, in milliseconds; None where only a run can tell."""
 
     def make(self, rung: Rung, params: Mapping[str, Scalar], seed: int) -> Made:
@@ -60,7 +60,7 @@ class Maker(Protocol):
         """The script of a configuration that was changed after `make`."""
 
     def freeze(self, folder: Path) -> None:
-        """Remember in the study's folder what trials rest on, or raise UserError when that has changed."""
+        """Note in the study's folder which data or file its trials depend on; raise UserError when that has changed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +70,10 @@ class ScriptMaker:
     study: str
     space: Space
     datasets: Mapping[str, Dataset]  # by the name the `data` knob has for them
-    cap_bytes: int  # what trials that solve for their bytes fill
+    cap_bytes: int  # the size that trials with a solved quantization fill
 
     @property
-    def forecast(self) -> Callable[[Mapping[str, Scalar]], float]:
+    def predict_bytes(self) -> Callable[[Mapping[str, Scalar]], float]:
         """The size estimate, with the code bytes of the control's script: others differ by some tens of bytes."""
         vocab_size = next(iter(self.datasets.values())).manifest.vocab_size
         code_bytes = len(bundle(self.space.build(self.space.control, vocab_size=vocab_size)))

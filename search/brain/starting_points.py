@@ -1,4 +1,4 @@
-"""Points that come before the sampler's: the control, known good ones, the best of earlier studies and tables.
+"""Points that are tried before the sampler's: the control, known good ones, the best of earlier studies and tables.
 
 They are looked up when a study is launched and then kept in its folder, so that it goes on with the same ones.
 """
@@ -20,7 +20,7 @@ from space.points import parse_value, point_key
 from trials.files import write_json
 
 STARTS_FILE = "starts.json"
-SCORE_COLUMNS = ("roundtrip_bpb", "val_bpb")  # of a table: what its rows are sorted by, the first that it has
+SCORE_COLUMNS = ("roundtrip_bpb", "val_bpb")  # columns by which a table's rows are sorted: the first one that it has
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Which trial starts where, for any engine: asks the brain for trials while there is room, holds what must wait."""
+"""The queue between the brain and the nodes, for any engine: it asks for trials while there is room and places them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trials.spec import TrialSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
+class Launch:
     """A trial that starts, and where."""
 
     spec: TrialSpec
@@ -25,32 +25,33 @@ class Start:
 
 
 class Dispatcher:
-    """The queue in front of the nodes. `nodes` may change at any time; what ran on a lost one the engine ends."""
+    """Trials that wait for a place and trials that run. `nodes` may change at any time; the engine ends the trials of
+    a node that is lost."""
 
     def __init__(self, driver: Driver, nodes: Sequence[Node]) -> None:
         """Nothing waits and nothing runs."""
         self._driver = driver
         self.nodes = tuple(nodes)
         self._held: list[TrialSpec] = []
-        self._running: dict[str, Start] = {}
+        self._running: dict[str, Launch] = {}
         self._order = {rung.name: i for i, rung in enumerate(driver.study.rungs)}
         self._seconds: Mapping[str, float] = {}
 
     @property
     def held(self) -> tuple[TrialSpec, ...]:
-        """What the brain wants started and has to wait, most wanted first."""
+        """Trials that the brain wants started and that found no place yet, most wanted first."""
         return tuple(self._held)
 
     def hold(self, spec: TrialSpec) -> None:
-        """Queue a trial: the top rung first, within a rung the earlier one."""
+        """Queue a trial. Trials of higher rungs come first, within a rung those with lower numbers."""
         self._held.append(spec)
         self._held.sort(key=lambda s: (-self._order[s.rung], s.number))
 
-    def next(self, now: float) -> Start | Wait | Done:
+    def next(self, now: float) -> Launch | Wait | Done:
         """A trial that starts now. The brain is asked for more only while a trial of some rung would find a place.
 
         Raises:
-            UserError: as `Driver.next` does; what was held is unfinished then.
+            UserError: as `Driver.next` does; the trials that were held are unfinished then.
         """
         if self._held and self._driver.is_halted:
             for spec in self._held:
@@ -62,7 +63,7 @@ class Dispatcher:
             if found is None:
                 return Wait()
             if found.index < len(needs):
-                start = Start(spec=self._held.pop(found.index), node=found.node, gpu_ids=found.gpu_ids, at=now)
+                start = Launch(spec=self._held.pop(found.index), node=found.node, gpu_ids=found.gpu_ids, at=now)
                 self.started(start)
                 return start
             said = self._driver.next()
@@ -70,8 +71,8 @@ class Dispatcher:
                 return said
             self.hold(said)
 
-    def started(self, start: Start) -> None:
-        """A trial runs, whoever decided that."""
+    def started(self, start: Launch) -> None:
+        """Note that a trial runs and where, also when a killed driver has started it."""
         self._running[start.spec.trial_id] = start
 
     def ended(self, spec: TrialSpec) -> None:
@@ -80,14 +81,17 @@ class Dispatcher:
         self._seconds = {}
 
     def _might_come(self) -> list[Need]:
-        """What the brain may say next, cheapest rung first; nothing while one of that waits, its last word."""
+        """Needs of the trials that the brain may answer with next, one per rung, lowest first.
+
+        Empty while a trial of the lowest rung waits: the brain gives those last, so it has nothing more urgent.
+        """
         rungs = self._driver.study.rungs
         if any(spec.rung == rungs[0].name for spec in self._held):
             return []
         return [Need(cpus=r.cpus, gpus=r.gpus, seconds=self._expected()[r.name]) for r in rungs]
 
     def _stays(self) -> tuple[Stay, ...]:
-        """What runs, with ends by what is known now: a driver that takes over expects the same."""
+        """The running trials, with the ends that are expected now: a driver that takes over expects the same ones."""
         needs = ((start, self._need(start.spec)) for start in self._running.values())
         return tuple(
             Stay(

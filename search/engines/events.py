@@ -1,4 +1,4 @@
-"""What an engine tells whoever watches: plain values, yielded as things happen."""
+"""The events that an engine yields as they happen, for displays: plain values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Nothing happened for a moment; a display may look around."""
+    """Nothing happened for a moment; a display may refresh what it reads from folders."""
 
 
 Event = Started | Finished | Tick

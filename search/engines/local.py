@@ -8,7 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from search.brain.driver import Driver
-from search.engines.dispatch import Dispatcher, Start
+from search.engines.dispatch import Dispatcher, Launch
 from search.engines.events import Event, Finished, Started, Tick
 from search.engines.machine import Machine, refuse_impossible, worker_command, worker_environment
 from search.engines.placement import Node
@@ -45,7 +45,7 @@ def run_local(driver: Driver, machine: Machine) -> Generator[Event, None, None]:
                 result = driver.finish(slot.spec, _how_it_ended(slot), exit_code=slot.process.returncode)
                 yield Finished(spec=slot.spec, result=result)
             said = dispatcher.next(time.monotonic())
-            if isinstance(said, Start):
+            if isinstance(said, Launch):
                 running.append(_start(said.spec, driver, tuple(machine.gpu_ids[i] for i in said.gpu_ids)))
                 yield Started(spec=said.spec)
                 continue

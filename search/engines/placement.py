@@ -1,11 +1,13 @@
-"""What starts where: a pure function of the nodes, of what runs on them and of what waits.
+"""Which waiting trial starts on which node: a pure function of the nodes, the running trials and the waiting ones.
 
-Whatever fits starts, most wanted first. What does not fit gets a promise: GPUs of one node from the moment at which
-they will be free. Until then only trials that end before run there, so that nothing is starved by smaller ones; all
-other nodes stay open, and a trial that has the choice goes where most runs already, so that nodes empty as wholes.
-Emptying a node for a gang leaves its GPUs idle one after another; the promise is given where that costs least, and
-rather behind another gang than on one more node as long as PATIENCE lasts, so that gangs follow each other on few nodes
-and nodes are emptied rarely.
+Every trial that fits starts, most wanted first. A trial that does not fit gets a *reservation*: GPUs of one node from
+the moment at which they will be free. Until then only trials that end before that moment start on these GPUs, so
+small trials cannot starve a *gang*, a trial of several GPUs. All other nodes stay open.
+
+Two rules keep GPUs busy. A trial that could start on several nodes takes the one with the most work ahead of it, so
+that other nodes become empty as wholes. Emptying a node for a gang leaves its GPUs idle one after another, so the
+reservation is made where this wastes the fewest GPU-seconds; a gang rather waits behind another gang than empties one
+more node, as long as PATIENCE allows.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-PATIENCE = 0.4  # idle GPU-seconds that a waiting trial may cost for each second it would otherwise wait longer
-PROMISES = 16  # most trials that are promised a place at a time; the others start where they fit
-OVERDUE = 1e-3  # seconds until the end of a trial that has run for longer than expected: nothing slips in before that
+PATIENCE = 0.4  # idle GPU-seconds that are worth one second less of waiting for a trial with a reservation
+RESERVATIONS = 16  # most trials that have a reservation at a time; the others start where they fit
+OVERDUE = 1e-3  # seconds until the expected end of a trial that has run for longer than expected
 SLACK = 1e-9
 
 
@@ -45,7 +47,7 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stay:
-    """A trial on a node: one that runs, or a promise when it starts later."""
+    """A trial on a node: one that runs, or one with a reservation, which starts later."""
 
     node: str
     cpus: float
@@ -65,31 +67,31 @@ class Place:
 
 
 def place(nodes: Sequence[Node], running: Sequence[Stay], waiting: Sequence[Need], now: float) -> Iterator[Place]:
-    """All that starts now, most wanted first; worked out no further than the caller reads.
+    """The trials that start now, most wanted first; worked out no further than the caller reads.
 
     Args:
-        running: those on nodes that are not given are ignored.
+        running: trials on other nodes than the given ones are ignored.
         waiting: most wanted first.
     """
     stays: dict[str, list[Stay]] = {node.name: [] for node in nodes}
     for stay in running:
         if stay.node in stays:
             stays[stay.node].append(stay if stay.end > now else replace(stay, end=now + OVERDUE))
-    promises = 0
+    reservations = 0
     for index, need in enumerate(waiting):
         found = [(free, node) for node in nodes if (free := _free(node, stays[node.name], need, now)) is not None]
         if found:
-            gpu_ids, node = max(found, key=lambda option: _ahead(stays[option[1].name], now))  # whole nodes stay free
+            gpu_ids, node = max(found, key=lambda option: _ahead(stays[option[1].name], now))
             yield Place(index=index, node=node.name, gpu_ids=gpu_ids)
             stays[node.name].append(_stay(node, need, gpu_ids, now))
-        elif promises < PROMISES:
-            promise = _promise(nodes, stays, need, now)
-            if promise:
-                stays[promise.node].append(promise)
-                promises += 1
+        elif reservations < RESERVATIONS:
+            later = _reserve(nodes, stays, need, now)
+            if later:
+                stays[later.node].append(later)
+                reservations += 1
 
 
-def _promise(nodes: Sequence[Node], stays: Mapping[str, Sequence[Stay]], need: Need, now: float) -> Stay | None:
+def _reserve(nodes: Sequence[Node], stays: Mapping[str, Sequence[Stay]], need: Need, now: float) -> Stay | None:
     """The later place that costs least, in idle GPU-seconds and patience; None where no node is large enough."""
     best: tuple[float, Stay] | None = None
     for node in nodes:
@@ -137,7 +139,7 @@ def _free(node: Node, stays: Sequence[Stay], need: Need, moment: float) -> tuple
 
 
 def _ahead(stays: Sequence[Stay], now: float) -> float:
-    """GPU-seconds (core-seconds of trials without GPUs) that a node has before it."""
+    """GPU-seconds of work that a node has ahead of it; core-seconds for trials without GPUs."""
     return sum([(stay.end - max(stay.start, now)) * (len(stay.gpu_ids) * stay.share or stay.cpus) for stay in stays])
 
 

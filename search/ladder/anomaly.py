@@ -1,4 +1,4 @@
-"""Which score is too good to believe."""
+"""When a score is too good to believe."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from statistics import median
 from search.study.config import StudyConfig
 from search.study.ledger import TrialRecord
 
-MIN_GROUP = 5  # others that a score can be too good for
-
-
-MIN_GAP = 3.0  # times what lies between their best and their median
+MIN_GROUP = 5  # fewest other scores that one is compared with
+MIN_GAP = 3.0  # how far below their best, in units of the distance from their best to their median
 
 
 def too_good(study: StudyConfig, record: TrialRecord, records: Sequence[TrialRecord]) -> str:
-    """Why a score cannot be believed without a look, or nothing.
+    """Why a score cannot be believed before a person has looked at it; empty when it can.
 
-    A val_bpb below `anomaly_ratio` of the best of at least MIN_GROUP others at the rung, and MIN_GAP times as far below
-    that best as the best is below their median, is a leak or a broken metric far more often than a discovery: a search
-    that optimises a wrong metric finds the hole. In runs so short that honest scores lie far apart the gap decides.
+    It cannot when there are at least MIN_GROUP other scores at its rung, it is below `anomaly_ratio` times the best of
+    them, and it lies MIN_GAP times as far below that best as the best lies below their median. Such a score is a leak
+    or a broken metric far more often than a discovery, because a search that optimises a wrong metric finds its hole.
+    (The second condition is for short runs, whose honest scores lie far apart.)
     """
     if not study.anomaly_ratio or record.status != "complete" or record.result is None:
         return ""

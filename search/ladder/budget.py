@@ -1,8 +1,8 @@
-"""Money before it is spent: what a study has cost, what runs can still cost, and whether one more start is affordable.
+"""A study's account: what it has cost, what its running trials can still cost, and whether one more is affordable.
 
-A start is charged its worst case, every seed until its timeout, until it ends and its real cost is known. So no limit
-is ever crossed, whatever runs do; the price is that the last few starts wait for those before them to end.
-What a killed run has cost is counted when its trial ends, until its last sign of life (trials.run).
+A running trial is charged its worst case, every seed until its timeout; once it has ended, its real cost. So no limit
+is ever crossed. In exchange, the last few trials of a study wait for the ones before them to end.
+A run that was killed is counted until its last sign of life (trials.run), from the moment its trial ends.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ class Account:
     trials_limit: float
     reserve: float  # share of hours and time that only the top rung may use
     spent_gpu_hours: float
-    committed_gpu_hours: float  # worst case of what runs now
-    lower_gpu_hours: float  # spent and committed below the top rung
+    committed_gpu_hours: float  # worst case of the trials that run now
+    lower_gpu_hours: float  # the part of spent and committed that is below the top rung
     trials: int  # started, forecasts over a cap not counted
     elapsed_seconds: float  # of this launch
     dollars_per_gpu_hour: float
 
     @property
     def left_gpu_hours(self) -> float:
-        """What may still be committed."""
+        """GPU-hours that may still be committed; infinite without a limit."""
         return self.gpu_hours_limit - self.spent_gpu_hours - self.committed_gpu_hours
 
     def affords(self, rung: Rung, *, seeds: int, top: bool, new: bool = True) -> bool:
-        """Whether so many runs at `rung` can start and cross no limit even if each lasts until its timeout.
+        """Whether a trial of so many seeds at `rung` crosses no limit even if each run lasts until its timeout.
 
         Args:
             top: the rung is the study's last, which may use the reserve.
-            new: they are a trial of their own, not more seeds of one.
+            new: it is a new trial, not another start of a known one.
         """
         if new and self.trials + 1 > self.trials_limit:
             return False
@@ -96,7 +96,7 @@ def account(study: StudyConfig, records: Sequence[TrialRecord], *, elapsed: floa
 
 
 def out_of_reach(study: StudyConfig) -> tuple[str, ...]:
-    """Before the first start: the rungs at which the budget could not pay for one trial, and what would help."""
+    """A sentence for each rung at which the budget could not pay for a single trial, with what would help."""
     books, top = account(study, ()), study.rungs[-1]
     said = []
     for rung in study.rungs:

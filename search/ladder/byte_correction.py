@@ -1,16 +1,19 @@
-"""Forecasts of bytes corrected by what the study's own runs came out at.
+"""Forecasts of artifact bytes, corrected by the sizes of the study's finished trials.
 
-`space.forecast.sizing` knows trained weights in general. How a study's weights pack depends on its data, its schedules
-and how long a rung trains (short runs pack smaller), so the misses of finished trials move the next forecast and its
-interval.
-A miss is log(packed / forecast), here in standard deviations that the interval of the forecast at hand stands for (in
-those of their own forecasts, a demo's misses were less alike). The model:
+`space.forecast.sizing` makes a general forecast: low, central and high bytes of a configuration. How well the weights
+of one study pack also depends on its data, its schedules and how long a rung trains (short runs pack smaller). So the
+misses of finished trials move the next forecast and change the width of its interval.
+
+A miss is log(packed / general forecast), divided by the standard deviation that the interval of the forecast to be
+corrected stands for. (Divided by the deviations of their own forecasts, the misses of a demo study were less alike.)
+The model of a miss:
 
     miss = common + rung + noise,   variances of the three before any result: COMMON, RUNG, NOISE, together 1
 
-with the noise's variance learnt as well, so intervals are Student's t and wide while little is known. Rungs share what
-is common and no more. Forecasts that the quantizer fills to a target miss by other reasons than those that it does not
-and are kept apart. A function of finished results alone: a killed driver's successor forecasts the same.
+The variance of the noise is learnt as well, so intervals follow Student's t and are wide while little is known. Rungs
+share the common part only. Trials whose quantizer fills a target of bytes miss for other reasons than the others, so
+the two kinds are kept apart. The result follows from finished trials alone: the driver that takes over from a killed
+one makes the same forecasts.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ from search.study.statistics import Z90
 from trials.spec import TrialSpec
 
 COMMON, RUNG, NOISE = 0.35, 0.45, 0.2
-NOISE_COUNT = 4  # residuals that the prior of the noise is worth
-NEWEST = 60  # trials per rung that are looked at: the newest lie where the search is now
-OUTLIER = 3.0  # robust deviations from the rung's median at which a miss is cut off
+NOISE_COUNT = 4  # the prior of the noise's variance weighs as much as so many residuals
+NEWEST = 60  # trials per rung that are used: the newest configurations are most like the next one
+OUTLIER = 3.0  # a miss counts as at most so many robust deviations from its rung's median
 Sizes = tuple[int, ...]  # low, central, high
 
 
@@ -46,13 +49,13 @@ class Belief:
         return self.deviation * float(stdtrit(self.degrees_of_freedom, (1 + share) / 2))
 
 
-def refit(sizes: Sizes, at: Mapping[str, Sequence[TrialRecord]], *, rung: str, target_bytes: int) -> Sizes:
-    """The forecast of a run at `rung` after what the study has measured; as it was while nothing is.
+def corrected(sizes: Sizes, at: Mapping[str, Sequence[TrialRecord]], *, rung: str, target_bytes: int) -> Sizes:
+    """Low, central and high bytes of a run at `rung`, after the study's results; `sizes` itself while there are none.
 
     Args:
         sizes: low, central and high artifact bytes of the general forecast.
         at: the study's records by rung, in order of their numbers.
-        target_bytes: of the configuration's quantization; 0 without.
+        target_bytes: size that the configuration's quantizer aims at; 0 where it has no target.
     """
     if not 0 < sizes[0] < sizes[2]:
         return sizes
@@ -63,13 +66,13 @@ def refit(sizes: Sizes, at: Mapping[str, Sequence[TrialRecord]], *, rung: str, t
         return sizes
     half = told.half_width(0.9)
     low, central, high = (round(sizes[1] * exp(unit * (told.shift + step))) for step in (-half, 0.0, half))
-    if filled:  # the quantizer fills a target from below
+    if filled:  # the quantizer never exceeds its target
         low, central, high = min(low, target_bytes), min(central, target_bytes), min(high, target_bytes)
     return low, central, high
 
 
 def belief(found: Mapping[str, Sequence[float]], rung: str) -> Belief | None:
-    """What the misses of every rung say about the next one at `rung`; None when there are none."""
+    """The distribution of the next miss at `rung`, given the misses of every rung; None when there are none."""
     kept = {name: _cut(values) for name, values in found.items() if values}
     if not kept:
         return None
@@ -121,7 +124,7 @@ def deviation(sizes: Sizes) -> float:
 
 
 def _cut(values: Sequence[float]) -> list[float]:
-    """Values without outliers: a run that went wrong packs to any size."""
+    """The values with outliers moved to OUTLIER deviations: a run that went wrong packs to any size."""
     middle = median(values)
     reach = OUTLIER * max(1.4826 * median(abs(value - middle) for value in values), sqrt(NOISE))
     return [min(max(value, middle - reach), middle + reach) for value in values]

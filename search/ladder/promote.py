@@ -1,18 +1,19 @@
-"""Who runs next, at which rung: a pure function of the study and what is known about its trials.
+"""Which trial runs next, at which rung: a pure function of the study's settings and its trials' records.
 
-Nothing waits for a rung to be complete. With n results at a rung, the best `keep` x n of them may be at the rung above;
-one that is and has not started there starts at once, best first. Once all trials of a rung have ended, what its final
-ranking says goes up, at least `min_promote`. The control goes up from every rung, so that every claim at the top is a
-comparison. `keep` follows from how well the rung has ranked what was promoted so far (search.ladder.trust).
+To *promote* a trial is to run its configuration again at the next higher rung. Promotion does not wait for a rung to
+be complete: with n results at a rung, the best `keep` x n of these trials belong at the rung above, and each of them
+that has not started there starts at once, best first. When all trials of a rung have ended, its final ranking decides,
+and at least `min_promote` trials go up. The control is promoted from every rung, so that every result at the top can
+be compared with it. `keep` follows from how well the rung has ranked the trials promoted so far (search.ladder.trust).
 
-Records decide, not the order in which they came: the same set of records gives the same decision.
+The same set of records gives the same decision, in whatever order they were learnt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, inf, log
+from math import ceil, floor, inf
 
 from search.ladder.budget import Account, account
 from search.ladder.race import deserves_seed
@@ -20,10 +21,10 @@ from search.ladder.trust import judged_tags, keep_share, score_pairs
 from search.study.config import StudyConfig
 from search.study.ledger import CONTROL, TrialRecord
 from search.study.statistics import non_dominated
-from space.params import ChoiceParam, Param, Scalar, Space
+from space.params import ChoiceParam, Param, Scalar, Space, share_of_range
 from trials.rungs import Rung
 
-POOL = 2  # places for knobs a rung cannot judge go to trials among the best POOL x as many
+POOL = 2  # half of the promotions may go to trials beyond the best n, but only to those among the best POOL x n
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +62,8 @@ class Done:
     reason: str = ""
 
 
-Start = Ask | Promote | Replicate
-Decision = Start | Wait | Done
+Action = Ask | Promote | Replicate  # each starts one run
+Decision = Action | Wait | Done
 ByRung = Mapping[str, list[TrialRecord]]  # by rung, each in order of numbers
 
 
@@ -80,20 +81,22 @@ def decide(
 
 
 def decide_within(study: StudyConfig, at: ByRung, books: Account, *, space: Space | None = None) -> Decision:
-    """`decide` for whoever has the books and the records of each rung already."""
+    """`decide`, for callers that have the account and the records of each rung already."""
     running = any(r.result is None for mine in at.values() for r in mine)
     refused = ""
-    for start in starts(study, at, books, space=space):
-        if affordable(study, books, start):
-            return start
+    for action in wanted_actions(study, at, books, space=space):
+        if affordable(study, books, action):
+            return action
         if running:
-            return Wait()  # what runs may cost less than its worst case; nothing cheaper may eat what this one needs
-        refused = f"the budget refuses more trials at {start.rung.name}"
+            # Running trials may cost less than their worst case: the money for this action is kept, not spent on
+            # cheaper ones.
+            return Wait()
+        refused = f"the budget refuses more trials at {action.rung.name}"
     return Wait() if running else Done(refused)
 
 
-def starts(study: StudyConfig, at: ByRung, books: Account, *, space: Space | None = None) -> Iterator[Start]:
-    """Everything worth starting now, most wanted first: the top rung before those below it."""
+def wanted_actions(study: StudyConfig, at: ByRung, books: Account, *, space: Space | None = None) -> Iterator[Action]:
+    """Every action that is worth its money now, most wanted first: the top rung before those below it."""
     finalist = deserves_seed(study, at[study.rungs[-1].name])
     if finalist is not None:
         yield Replicate(rung=study.rungs[-1], trial=finalist)
@@ -131,7 +134,7 @@ def promotable(
 
     Args:
         below, above: the records at the two rungs.
-        settled: nothing more will come to `lower`.
+        settled: no more trials will start or end at `lower`.
     """
     started = {r.spec.parent for r in above}
     complete = [r for r in below if r.status == "complete" and not r.suspicious]
@@ -162,9 +165,9 @@ def best_places(
 ) -> list[TrialRecord]:
     """The `wanted` trials that go up, most wanted first.
 
-    Where the rung cannot judge some knobs, every other place goes to the trial among the best POOL x `wanted` that
-    brings most settings of those knobs which nobody chosen so far has; ties go to the better one. A better score
-    never costs a trial its place.
+    Where the rung cannot judge some knobs, every second place goes by novelty: to the trial, among the best POOL x
+    `wanted`, with the most settings of those knobs that no chosen trial has yet; ties go to the better score. The
+    other places go by score.
     """
     pool = ranking(study, feasible, POOL * wanted)
     if not unjudged or wanted < 2:
@@ -177,9 +180,9 @@ def best_places(
         pick = pool[0]
         if len(chosen) % 2:
             news = [len(settings[r.spec.number] - seen) for r in pool]
-            if not any(news):  # nor will any later: every place goes by score
+            if not any(news):  # no trial brings a new setting: the rest goes by score
                 return chosen + pool[: wanted - len(chosen)]
-            pick = pool[news.index(max(news))]  # the first of the best: ranked order
+            pick = pool[news.index(max(news))]  # the first in the ranking among equals
         pool = [r for r in pool if r is not pick]
         chosen.append(pick)
         seen |= settings[pick.spec.number]
@@ -220,21 +223,18 @@ def unjudged_knobs(space: Space | None, lower: Rung, upper: Rung) -> tuple[Param
 
 
 def setting(param: Param, value: Scalar) -> tuple[str, Scalar]:
-    """What a value stands for: a choice's option, or the third of its range that a number lies in."""
+    """The parameter's name with a choice's option, or with the third of the range that a number lies in."""
     if isinstance(param, ChoiceParam):
         return param.name, value
-    low, high, here = param.low, param.high, float(value)
-    if param.log:
-        low, high, here = map(log, (low, high, here))
-    return param.name, min(2, int(3 * (here - low) / (high - low)))
+    return param.name, min(2, int(3 * share_of_range(param.low, param.high, float(value), log=param.log)))
 
 
-def affordable(study: StudyConfig, books: Account, start: Start) -> bool:
-    """Whether the budget allows a start."""
-    top = start.rung.name == study.rungs[-1].name
-    if isinstance(start, Replicate):
-        return books.affords(start.rung, seeds=1, top=top, new=False)
-    return books.affords(start.rung, seeds=len(start.rung.first_seeds), top=top)
+def affordable(study: StudyConfig, books: Account, action: Action) -> bool:
+    """Whether the budget allows an action."""
+    top = action.rung.name == study.rungs[-1].name
+    if isinstance(action, Replicate):
+        return books.affords(action.rung, seeds=1, top=top, new=False)
+    return books.affords(action.rung, seeds=len(action.rung.first_seeds), top=top)
 
 
 def by_rung(study: StudyConfig, records: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
@@ -248,7 +248,10 @@ def by_rung(study: StudyConfig, records: Sequence[TrialRecord]) -> dict[str, lis
 
 
 def planned_trials(study: StudyConfig) -> tuple[int, ...]:
-    """Trials each rung wants while no proxy has proved good. Those promoted early and then overtaken come on top."""
+    """Trials at each rung when `keep` stays at its largest, without those that were promoted early and then overtaken.
+
+    This many are planned for; `most_trials` is the upper limit.
+    """
     counts = [study.rungs[0].trials]
     for rung in study.rungs[1:]:
         most = max(rung.min_promote, ceil(rung.most_kept * counts[-1] - 1e-9)) + (1 if study.control else 0)
@@ -257,7 +260,7 @@ def planned_trials(study: StudyConfig) -> tuple[int, ...]:
 
 
 def most_trials(study: StudyConfig) -> tuple[int, ...]:
-    """Most trials each rung can get: every one that was promoted early has been overtaken."""
+    """Most trials that each rung can get: all that were promoted early were overtaken by later ones."""
     planned = planned_trials(study)
     counts = [planned[0]]
     for wanted in planned[1:]:

@@ -1,4 +1,4 @@
-"""Noise and what follows from it: the noise floor, which finalists deserve another seed, which score is too good.
+"""Noise between seeds: how large it is at each rung, and which finalist runs another seed (the *race*).
 
 Seeds come from fixed lists and are never searched over; comparisons between finalists are paired by seed.
 """
@@ -53,8 +53,9 @@ def control_seeds(study: StudyConfig, rung: Rung) -> tuple[int, ...]:
 def deserves_seed(study: StudyConfig, records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The finalist at the top rung that gets its next seed, or None.
 
-    The leader and the control run every seed, for they are the claim; another goes on until it is worse than the
-    leader at RACE_P. Nobody goes on while someone's first runs are missing; the fewest seeds first, then the best.
+    The leader and the control run every seed, because the study's claim is the difference between them. Any other
+    finalist goes on until it is worse than the leader at RACE_P. Nobody gets another seed before the first runs of all
+    finalists have ended; then the one with the fewest seeds comes first, among equals the best.
     """
     rung = study.rungs[-1]
     here = [r for r in records if r.spec.rung == rung.name]

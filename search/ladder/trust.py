@@ -1,8 +1,8 @@
-"""How much a cheap rung may be trusted: what it can judge at all, and how well it has ranked what was promoted so far.
+"""How far a rung may be trusted: which knobs it can judge at all, and how well it has ranked the promoted trials.
 
-Knobs come with tags (DESIGN idea 4). A rung judges `scale_free` knobs always, `step_dependent` ones when its runs take
-as many steps as the rung's above, and `throughput_dependent` ones when besides its steps take as long: then a knob that
-slows a step down pays for it there as it would above.
+Every knob has a tag (`space.params.Tag`). A rung can judge `scale_free` knobs always. It can judge `step_dependent`
+knobs when its runs take as many steps as those of the rung above, and `throughput_dependent` knobs when its runs also
+train for as many seconds: then a knob that makes a step slower costs as many steps there as it would above.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-TOP_SHARE = 0.25  # "the top" whose recall is shown: a quarter of the pairs
+TOP_SHARE = 0.25  # recall is about the best quarter of the pairs
 BOOTSTRAPS = 300
 Pairs = tuple[tuple[float, float], ...]
 
@@ -33,8 +33,8 @@ Pairs = tuple[tuple[float, float], ...]
 class ProxyQuality:
     """Agreement between a rung and the one above, over trials with a score at both; intervals are 90 %.
 
-    Only the better part of `lower` is promoted, so this understates the agreement over all trials; it is the agreement
-    among those that promotion has to tell apart.
+    Only the better part of `lower` is promoted, so this is lower than the agreement over all trials would be. It is
+    the agreement among the trials that promotion has to tell apart.
     """
 
     lower: str
@@ -46,11 +46,11 @@ class ProxyQuality:
     recall: float | None  # share of upper's top quarter that is in lower's
     recall_low: float
     recall_high: float
-    keep: float  # share of lower's results that goes up, given all this
+    keep: float  # share of lower's results that is promoted, given this agreement
 
 
 def proxy_quality(study: StudyConfig, records: Sequence[TrialRecord], *, lower: Rung, upper: Rung) -> ProxyQuality:
-    """What is known about one step of the ladder."""
+    """The agreement between two neighbouring rungs, so far."""
     pairs = score_pairs(records, lower=lower.name, upper=upper.name)
     rho, low, high = rank_interval(pairs)
     recall, recall_low, recall_high = recall_interval(pairs)
@@ -69,10 +69,10 @@ def proxy_quality(study: StudyConfig, records: Sequence[TrialRecord], *, lower: 
 
 
 def keep_share(rung: Rung, pairs: Pairs) -> float:
-    """Share of the rung below that goes up: `most_kept` while nothing is known, `least_kept` when the proxy is perfect.
+    """Share of the rung below that is promoted: `most_kept` while nothing is known, `least_kept` at perfect agreement.
 
-    Linear in the lower end of the rank correlation's interval: few pairs or poor agreement promote more, many pairs
-    that agree promote less.
+    Linear in the lower end of the rank correlation's interval: with few pairs or poor agreement more is promoted, with
+    many pairs that agree less.
     """
     _, low, _ = rank_interval(pairs)
     return rung.most_kept - (rung.most_kept - rung.least_kept) * min(1.0, max(0.0, low))

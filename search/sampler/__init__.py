@@ -1,1 +1,1 @@
-"""Ask and tell: the only room that talks to Optuna."""
+"""Ask for points and tell results: the only folder that talks to Optuna."""

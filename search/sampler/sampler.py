@@ -1,12 +1,7 @@
-"""Ask and tell: the only file that talks to Optuna.
+"""Ask and tell: which point comes next, at which rung. With its neighbours `mirror` and `storage`, all of Optuna.
 
-One Optuna study per rung (`NAME/proxy`, `NAME/full`) in one storage, so that optuna-dashboard and `load_study` work
-on them as they are. The trial folders are the truth; `reconcile` brings the storage in line with them.
-What is asked depends on the study's seed and on what is known, not on the process that asks: a killed driver's
-successor gets the very point its predecessor would have got.
-Facts about Optuna 5.0 that shape this file (automl O1-O25, checked by running it): constraints are set once, before
-tell, with the same keys in the same order; a resumed sampler with the same seed replays its points; NaN told is a
-failure; PRUNED with a constraint is how TPE learns from what never ran.
+What is asked depends on the study's seed and on what is known, not on the process that asks: the successor of a killed
+driver gets the very point that its predecessor would have got.
 """
 
 from __future__ import annotations
@@ -19,34 +14,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.study import StudyDirection
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from pgolf_model.errors import UserError
-from search.sampler.storage import open_storage
+from search.sampler import mirror
+from search.sampler.mirror import ORIGIN_ATTR, distribution, distributions
 from search.sampler.surrogate_sampler import Advice, SurrogateSampler
-from search.study.config import Caps, StudyConfig
+from search.study.config import StudyConfig
 from search.study.ledger import TrialRecord
-from search.surrogate.byte_model import Forecast
-from space.params import ChoiceParam, FloatParam, IntParam, Param, Scalar, Space
-
-FOLDER_ATTR = "folder"  # of an Optuna study: the trial folders it mirrors
-ORIGIN_ATTR = "origin"  # of an Optuna trial that the sampler did not choose: where it came from
-
+from search.surrogate.byte_model import PredictBytes
+from space.params import Scalar, Space
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def _names_the_storage(method: Callable[Concatenate[Sampler, P], R]) -> Callable[Concatenate[Sampler, P], R]:
-    """What goes wrong in the storage becomes one line with its cause; the trial folders lose nothing by it."""
+    """The method, whose storage errors become one line with the cause; the trial folders lose nothing by them."""
 
     @functools.wraps(method)
     def wrapped(self: Sampler, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -63,70 +48,43 @@ def _names_the_storage(method: Callable[Concatenate[Sampler, P], R]) -> Callable
 
 
 class Sampler:
-    """The Optuna studies of one search: an effect with a small surface, driven by the brain alone."""
+    """The Optuna studies of one search, asked for points and told results by the brain alone.
+
+    An *unstarted* trial is one that was entered in the storage and whose folder was never written, because the driver
+    was killed in between. The next ask or add at its rung takes it up; until then the model ignores it.
+    """
 
     @_names_the_storage
-    def __init__(self, study: StudyConfig, space: Space, *, forecast: Forecast | None = None) -> None:
+    def __init__(self, study: StudyConfig, space: Space, *, predict_bytes: PredictBytes | None = None) -> None:
         """Open or create the storage.
 
         Args:
-            forecast: artifact bytes of a configuration, where they can be known without a run.
+            predict_bytes: artifact bytes of a configuration, where they can be known without a run.
         Raises:
-            UserError: the storage cannot be opened, is locked (any method can find that), or holds a study with
-                other objectives.
+            UserError: the storage cannot be opened, is locked (any method can find that), holds a study with other
+                objectives, or one that belongs to another folder.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
         self._study = study
-        directions = [StudyDirection.MINIMIZE] * (1 if study.question == "best" else 2)
-        self._studies: dict[str, optuna.Study] = {}
-        storage = open_storage(study.storage_url)
-        for rung in study.rungs:
-            name = f"{study.name}/{rung.name}"
-            opened = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-            if len(opened.directions) != len(directions):
-                raise UserError(
-                    f"Optuna study {name!r} has {len(opened.directions)} objectives, question = {study.question!r} "
-                    f"needs {len(directions)}",
-                    hint="use another study name or storage",
-                )
-            owner = opened.user_attrs.get(FOLDER_ATTR, str(study.dir))
-            if study.storage and owner != str(study.dir):
-                raise UserError(
-                    f"{name!r} in {study.storage} belongs to the study in {owner}", hint="use another study name"
-                )
-            opened.set_user_attr(FOLDER_ATTR, str(study.dir))
-            self._studies[rung.name] = opened
-        self._ghosts: dict[str, int] = {}  # rung -> a trial that was entered and whose folder was never written
-        self._surrogate = self._open_surrogate(forecast)
+        self._studies = mirror.open_studies(study)
+        self._unstarted: dict[str, int] = {}  # rung -> number
+        self._surrogate = self._open_surrogate(predict_bytes)
 
-    def _open_surrogate(self, forecast: Forecast | None) -> SurrogateSampler | None:
+    def _open_surrogate(self, predict_bytes: PredictBytes | None) -> SurrogateSampler | None:
         """One model for all rungs, where the study wants it. It seeks the best score under one cap, so no front."""
         if self._study.sampler != "surrogate" or self._study.question == "front":
             return None
-        rungs = modelled_rungs(self._study)
-        surrogate = SurrogateSampler(
+        computes = modelled_rungs(self._study)
+        return SurrogateSampler(
             self._space.params,
-            {param.name: _distribution(param) for param in self._space.params},
-            rungs,
+            {rung: self._studies[rung] for rung in computes},
+            computes,
             cap_bytes=self._study.caps.artifact_bytes,
-            forecast=forecast,
+            predict_bytes=predict_bytes,
             seed=self._study.seed,
             folder=self._study.dir,
-            ghosts=self._ghosts,
         )
-        for rung in rungs:
-            surrogate.watch(rung, self._studies[rung])
-        return surrogate
-
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """What draws trial `number`: the same for a killed driver's successor, different from trial to trial (O18)."""
-        seed = (self._study.seed * 1_000_003 + number) % 2**32
-        if self._surrogate is not None:
-            return self._surrogate
-        if self._study.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        return _tpe(seed=seed, trials=self._study.rungs[0].trials)
 
     @_names_the_storage
     def advise(self, *, starts: Sequence[str], climbs: Sequence[str], remaining: float = math.inf) -> Advice | None:
@@ -136,56 +94,76 @@ class Sampler:
         """
         if self._surrogate is None:
             return None
-        return self._surrogate.advise(starts=starts, climbs=climbs, remaining=remaining)
+        return self._surrogate.advise(
+            starts=starts, climbs=climbs, remaining=remaining, hidden=frozenset(self._unstarted.items())
+        )
 
     @_names_the_storage
     def next_number(self, rung: str) -> int:
-        """Of the trial that is asked for or added next."""
-        return self._ghosts.get(rung, len(self._studies[rung].get_trials(deepcopy=False)))
+        """The number of the trial that is asked for or added next."""
+        return self._unstarted.get(rung, len(self._studies[rung].get_trials(deepcopy=False)))
 
     @_names_the_storage
     def ask(self, rung: str) -> tuple[int, dict[str, Scalar]]:
         """A new point: its trial number and every active parameter of the space.
 
-        The values are drawn in one go, whatever a killed predecessor had already entered of them, so that the same
+        All values are drawn in one go, whatever a killed predecessor had already entered of them, so that the same
         trial gets the same point. (Optuna's `Trial.suggest_*` would skip the draws of entered ones.)
         """
         study = self._studies[rung]
-        ghost = self._ghosts.pop(rung, None)
-        if ghost is not None and ORIGIN_ATTR in study.get_trials(deepcopy=False)[ghost].user_attrs:
-            study.tell(ghost, state=TrialState.FAIL)
-            ghost = None
-        if ghost is None:
+        number = self._unstarted.pop(rung, None)
+        if number is not None and ORIGIN_ATTR in study.get_trials(deepcopy=False)[number].user_attrs:
+            mirror.drop(study, number)
+            number = None
+        if number is None:
             study.add_trial(create_trial(state=TrialState.RUNNING))
-        trial = study.get_trials(deepcopy=False)[-1 if ghost is None else ghost]
-        sampler = self._sampler(trial.number)
-        relative = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+        trial = study.get_trials(deepcopy=False)[-1 if number is None else number]
+        sampler = self._optuna_sampler(trial.number)
+        proposed = self._propose(rung, study, trial, sampler)
         values: dict[str, Scalar] = {}
         for param in self._space.params:
             if param.active(values):
-                kind = _distribution(param)
-                value = relative.get(param.name)
+                kind = distribution(param)
+                value = proposed.get(param.name)
                 if value is None or not kind._contains(kind.to_internal_repr(value)):
                     value = sampler.sample_independent(study, trial, param.name, kind)
                 study._storage.set_trial_param(trial._trial_id, param.name, kind.to_internal_repr(value), kind)
                 values[param.name] = cast(Scalar, value)
         return trial.number, values
 
+    def _propose(
+        self, rung: str, study: optuna.Study, trial: FrozenTrial, sampler: optuna.samplers.BaseSampler
+    ) -> Mapping[str, Scalar]:
+        """The values that are chosen together; what is missing is drawn parameter by parameter."""
+        if self._surrogate is not None:
+            hidden = frozenset({*self._unstarted.items(), (rung, trial.number)})
+            return self._surrogate.new_point(rung, hidden=hidden)
+        return sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+
+    def _optuna_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """What draws trial `number`: the same for a killed driver's successor, another seed from trial to trial.
+
+        (A resumed Optuna sampler with one seed for all trials would repeat its points.)
+        """
+        seed = (self._study.seed * 1_000_003 + number) % 2**32
+        if self._study.sampler == "random" or self._surrogate is not None:
+            return optuna.samplers.RandomSampler(seed=seed)
+        return _tpe(seed=seed, trials=self._study.rungs[0].trials)
+
     @_names_the_storage
     def add(self, rung: str, params: Mapping[str, Scalar], *, origin: str) -> int:
         """Enter a point the sampler did not choose (a promotion, the control); one atomic write. Returns its number."""
         study = self._studies[rung]
-        ghost = self._ghosts.pop(rung, None)
-        if ghost is not None:
-            entered = study.get_trials(deepcopy=False)[ghost]
-            if entered.user_attrs.get(ORIGIN_ATTR) == origin:
-                return ghost
-            study.tell(ghost, state=TrialState.FAIL)
+        number = self._unstarted.pop(rung, None)
+        if number is not None:
+            if study.get_trials(deepcopy=False)[number].user_attrs.get(ORIGIN_ATTR) == origin:
+                return number
+            mirror.drop(study, number)
         study.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
                 params=dict(params),
-                distributions=self._distributions_of(params),
+                distributions=distributions(self._space.params, params),
                 user_attrs={ORIGIN_ATTR: origin},
             )
         )
@@ -194,113 +172,22 @@ class Sampler:
     @_names_the_storage
     def forget(self, rung: str, number: int) -> None:
         """Drop a point that was asked for and will not be tried: nothing ran, nothing is learnt."""
-        self._studies[rung].tell(number, state=TrialState.FAIL)
+        mirror.drop(self._studies[rung], number)
 
     @_names_the_storage
     def is_told(self, record: TrialRecord) -> bool:
         """Whether the storage knows how the trial ended."""
-        trials = self._studies[record.spec.rung].get_trials(deepcopy=False)
-        return record.spec.number < len(trials) and trials[record.spec.number].state.is_finished()
+        return mirror.is_told(self._studies[record.spec.rung], record)
 
     @_names_the_storage
     def tell(self, record: TrialRecord) -> None:
         """Report how a trial ended; telling one that is already told changes nothing."""
-        study, spec, result = self._studies[record.spec.rung], record.spec, record.result
-        if result is None:
-            raise UserError(f"trial {spec.trial_id} has no result to tell")
-        frozen = study.get_trials(deepcopy=False)[spec.number]
-        if frozen.state.is_finished():
-            return
-        trial = optuna.trial.Trial(study, frozen._trial_id)
-        for key, excess in constraints(self._study.caps, record).items():
-            if key not in frozen.constraints:
-                trial.set_constraint(key, excess)
-        for key, value in _summary(record).items():
-            trial.set_user_attr(key, value)
-        state, values = self._ending(record)
-        study.tell(spec.number, values, state=state)
-
-    def _ending(self, record: TrialRecord) -> tuple[TrialState, list[float] | None]:
-        """How Optuna calls the end of a trial: its state, and what it measured."""
-        result = record.result
-        if result is None:
-            return TrialState.RUNNING, None
-        if result.status == "complete":
-            directions = self._studies[record.spec.rung].directions
-            return TrialState.COMPLETE, [result.val_bpb, float(result.artifact_bytes)][: len(directions)]
-        return (TrialState.FAIL if result.status == "failed" else TrialState.PRUNED), None
-
-    def _recover(self, record: TrialRecord) -> None:
-        """Enter a trial that the storage has lost, with its result where there is one; one atomic write.
-
-        Not first running and then told: Optuna reads everything unfinished again at every call, so thousands of
-        trials would take hours.
-        """
-        known = record.result is not None
-        state, values = self._ending(record)
-        self._studies[record.spec.rung].add_trial(
-            create_trial(
-                state=state,
-                values=values,
-                params=dict(record.spec.params),
-                distributions=self._distributions_of(record.spec.params),
-                user_attrs={ORIGIN_ATTR: "recovered"} | (_summary(record) if known else {}),
-                constraints=constraints(self._study.caps, record) if known else None,
-            )
-        )
-
-    def _distributions_of(self, params: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:
-        return {param.name: _distribution(param) for param in self._space.params if param.name in params}
+        mirror.tell(self._studies[record.spec.rung], self._study.caps, record)
 
     @_names_the_storage
     def reconcile(self, records: tuple[TrialRecord, ...]) -> None:
-        """Bring the storage in line with the folders after anything was killed.
-
-        A point asked for but never written to a folder is taken up by the next ask or add. A folder the storage does
-        not know, as after the storage was lost, is entered again. A result not yet told is told, once.
-        """
-        for rung, study in self._studies.items():
-            mine = {r.spec.number: r for r in records if r.spec.rung == rung}
-            for trial in study.get_trials(deepcopy=False):
-                if not trial.state.is_finished() and trial.number not in mine:
-                    if rung in self._ghosts:
-                        study.tell(self._ghosts[rung], state=TrialState.FAIL)
-                    self._ghosts[rung] = trial.number
-            known = study.get_trials(deepcopy=False)
-            for number in range(len(known), max(mine, default=-1) + 1):
-                if number in mine:
-                    self._recover(mine[number])
-                else:
-                    study.add_trial(create_trial(state=TrialState.FAIL))
-            for number, record in mine.items():
-                if record.result is not None and number < len(known) and not known[number].state.is_finished():
-                    self.tell(record)
-
-
-def constraints(caps: Caps, record: TrialRecord) -> dict[str, float]:
-    """Relative excess over each cap: measured where a trial completed, forecast where it did not."""
-    spec, result = record.spec, record.result
-    if result is not None and result.status == "complete":
-        return caps.measured(result)
-    late = 2 * caps.train_seconds if result is not None and result.status == "timeout" else 0.0
-    return caps.violations(artifact_bytes=spec.predicted_bytes, train_seconds=late, eval_seconds=0.0)
-
-
-def _summary(record: TrialRecord) -> dict[str, Scalar]:
-    """What a user of optuna-dashboard wants to see beside the value."""
-    result = record.result
-    summary: dict[str, Scalar] = {"status": result.status if result else "", "label": record.spec.label}
-    if record.spec.parent is not None:
-        summary["parent"] = record.spec.parent
-    summary["predicted_bytes"] = record.spec.predicted_bytes
-    if result is not None and result.status == "complete":
-        summary["val_bpb"] = result.val_bpb
-        summary["artifact_bytes"] = result.artifact_bytes
-        summary["train_seconds"] = result.train_seconds
-        summary["eval_seconds"] = result.eval_seconds
-    if result is not None and result.status != "infeasible":
-        summary["gpu_seconds"] = result.seconds * (record.spec.gpus or record.spec.cpus)
-    return summary
+        """Bring the storage in line with the folders after anything was killed; see `mirror.reconcile`."""
+        self._unstarted = mirror.reconcile(self._studies, self._space.params, self._study.caps, records)
 
 
 def modelled_rungs(study: StudyConfig) -> dict[str, float]:
@@ -323,14 +210,3 @@ def _tpe(*, seed: int, trials: int) -> optuna.samplers.BaseSampler:
             n_startup_trials=max(4, min(10, trials // 3)),
             seed=seed,
         )
-
-
-def _distribution(param: Param) -> BaseDistribution:
-    match param:
-        case FloatParam():
-            return FloatDistribution(param.low, param.high, log=param.log)
-        case IntParam():
-            return IntDistribution(param.low, param.high, log=param.log, step=param.step)
-        case ChoiceParam():
-            return CategoricalDistribution(param.options)
-    raise UserError(f"unknown parameter kind: {param!r}")

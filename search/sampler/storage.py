@@ -7,10 +7,8 @@ import sqlite3
 import optuna
 from sqlalchemy import event
 
-LOCK_WAIT_SECONDS = 60.0
-
-
-MEMORY = "memory"  # storage URL of studies whose Optuna side nobody keeps: simulations
+LOCK_WAIT_SECONDS = 60.0  # for another program to release the SQLite file
+MEMORY = "memory"  # storage URL of simulations whose Optuna side is not kept
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:

@@ -1,6 +1,6 @@
-"""Engine 3: trials are calls of a Python function and seconds pass only on paper. The brain cannot tell.
+"""Engine 3: trials are calls of a Python function, in simulated time. The brain is the same as for real trials.
 
-What a trial measures is in a file of the user's, or any function: see `search.simulation.world`.
+The function is in a file of the user's, see `search.simulation.world`; `simulate` takes any function.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from search.brain.driver import Driver
 from search.brain.maker import study_space
-from search.engines.dispatch import Dispatcher, Start
+from search.engines.dispatch import Dispatcher, Launch
 from search.engines.events import Event, Finished, Started
 from search.engines.machine import refuse_impossible
 from search.engines.placement import Node
@@ -31,7 +31,7 @@ from space.params import Param, Scalar, Space
 from trials.files import append_line, write_json
 from trials.spec import RESULT_FILE, TrialResult, TrialSpec
 
-UNLIMITED = 1e9  # cores or GPUs where nobody set a limit
+UNLIMITED = 1e9  # cores or GPUs where the study sets no limit
 GPUS_PER_NODE = 8  # of a simulated cluster, unless a rung wants more
 
 
@@ -56,64 +56,89 @@ def simulated_driver(study: StudyConfig, world: World) -> tuple[Driver, Simulate
 def run_simulated(driver: Driver, world: World, clock: SimulatedClock) -> Generator[Event, None, None]:
     """Drive the study to its end in simulated time, on `study.gpus` GPUs and `study.cpus` cores (0: no limit).
 
-    GPUs come in nodes of eight; what starts where is decided as under Ray (search.engines.placement). Everything that
-    happens at one moment happens in the order of trial ids, and what was going on when a simulation was killed is in
-    its log: it goes on as if nothing had happened.
+    GPUs come in nodes of eight, and trials are placed on them as under Ray (search.engines.placement). Trials that end
+    at one moment end in the order of their ids. The log holds every start, so a simulation that was killed goes on as
+    if nothing had happened.
 
     Raises:
         UserError: a rung asks for more than there is.
     """
-    study = driver.study
-    nodes = simulated_nodes(study)
-    refuse_impossible(study, cpus=nodes[0].cpus, gpus=nodes[0].gpus)
-    log = study.dir / LOG_FILE
-    spans, asked = read_log(study)
-    order = {rung.name: i for i, rung in enumerate(study.rungs)}
-    queue: list[tuple[float, int, int, TrialSpec, TrialResult]] = []
-    dispatcher = Dispatcher(driver, nodes)
+    yield from _Simulation(driver, world, clock).run()
 
-    def run(spec: TrialSpec, place: Start | None = None) -> None:
-        result, seconds = measure(study, world, spec)
-        key = stay_key(spec)
-        if place is not None:
-            spans[key] = Span(
-                trial_id=spec.trial_id,
-                attempt=spec.attempt,
-                num_seeds=len(spec.seeds),
-                start=clock.now,
-                end=clock.now + seconds,
-                asked=asked.pop(key, clock.now),
-                node=place.node,
-                gpu_ids=place.gpu_ids,
-            )
-            append_line(log, astuple(spans[key]))
-        heapq.heappush(queue, (spans[key].end, order[spec.rung], spec.number, spec, result))
 
-    for left in _left_unfinished(driver):  # by a driver that was killed: what had started goes on where it was
-        span = spans.get(stay_key(left))
-        if span is not None:
-            run(left)
-            dispatcher.started(Start(spec=left, node=span.node, gpu_ids=span.gpu_ids, at=span.start))
-            yield Started(spec=left)
-        elif stay_key(left) in asked:
-            dispatcher.hold(left)
-        else:
-            driver.release(left)
-    while True:
-        while isinstance(said := dispatcher.next(clock.now), Start):
-            run(said.spec, said)
-            yield Started(spec=said.spec)
-        for spec in dispatcher.held:
-            if stay_key(spec) not in asked:
-                asked[stay_key(spec)] = clock.now
-                append_line(log, [*stay_key(spec), clock.now])
-        if not queue:
-            assert isinstance(said, Done), f"nothing runs and the brain says {said}"
-            return
-        clock.now, _, _, spec, result = heapq.heappop(queue)
-        dispatcher.ended(spec)
-        write_json(trial_dir(study, spec.trial_id) / RESULT_FILE, result)
-        yield Finished(spec=spec, result=driver.finish(spec))
+class _Simulation:
+    """What goes on in simulated time: which trials stay on the cluster and when each leaves it."""
+
+    def __init__(self, driver: Driver, world: World, clock: SimulatedClock) -> None:
+        self._driver, self._world, self._clock = driver, world, clock
+        study = driver.study
+        nodes = simulated_nodes(study)
+        refuse_impossible(study, cpus=nodes[0].cpus, gpus=nodes[0].gpus)
+        self._dispatcher = Dispatcher(driver, nodes)
+        self._log = study.dir / LOG_FILE
+        self._spans, self._asked = read_log(study)
+        self._height = {rung.name: i for i, rung in enumerate(study.rungs)}
+        self._ends: list[tuple[float, int, int, TrialSpec, TrialResult]] = []  # a heap, the next end first
+
+    def run(self) -> Generator[Event, None, None]:
+        """Turn the clock from one end of a trial to the next until nothing runs."""
+        yield from self._go_on()
+        while True:
+            while isinstance(said := self._dispatcher.next(self._clock.now), Launch):
+                self._start(said)
+                yield Started(spec=said.spec)
+            self._log_held()
+            if not self._ends:
+                assert isinstance(said, Done), f"nothing runs and the brain says {said}"
+                return
+            self._clock.now, _, _, spec, result = heapq.heappop(self._ends)
+            self._dispatcher.ended(spec)
+            write_json(trial_dir(self._driver.study, spec.trial_id) / RESULT_FILE, result)
+            yield Finished(spec=spec, result=self._driver.finish(spec))
+
+    def _go_on(self) -> Generator[Event, None, None]:
+        """Take up the trials that a killed driver left: those that had started go on where and since when they were."""
+        for spec in _left_unfinished(self._driver):
+            span = self._spans.get(stay_key(spec))
+            if span is not None:
+                result, _ = measure(self._driver.study, self._world, spec)
+                self._push(spec, result)
+                self._dispatcher.started(Launch(spec=spec, node=span.node, gpu_ids=span.gpu_ids, at=span.start))
+                yield Started(spec=spec)
+            elif stay_key(spec) in self._asked:
+                self._dispatcher.hold(spec)
+            else:
+                self._driver.release(spec)
+
+    def _start(self, launch: Launch) -> None:
+        """A trial begins its stay now; the log says until when."""
+        spec, key, now = launch.spec, stay_key(launch.spec), self._clock.now
+        result, seconds = measure(self._driver.study, self._world, spec)
+        self._spans[key] = Span(
+            trial_id=spec.trial_id,
+            attempt=spec.attempt,
+            num_seeds=len(spec.seeds),
+            start=now,
+            end=now + seconds,
+            asked=self._asked.pop(key, now),
+            node=launch.node,
+            gpu_ids=launch.gpu_ids,
+        )
+        append_line(self._log, astuple(self._spans[key]))
+        self._push(spec, result)
+
+    def _push(self, spec: TrialSpec, result: TrialResult) -> None:
+        """The trial will end when its span says; of trials that end at one moment the lower rung's come first."""
+        end = self._spans[stay_key(spec)].end
+        heapq.heappush(self._ends, (end, self._height[spec.rung], spec.number, spec, result))
+
+    def _log_held(self) -> None:
+        """Log since when each trial waits that was asked for and found no place."""
+        for spec in self._dispatcher.held:
+            key = stay_key(spec)
+            if key not in self._asked:
+                self._asked[key] = self._clock.now
+                append_line(self._log, [*key, self._clock.now])
 
 
 def simulated_nodes(study: StudyConfig) -> tuple[Node, ...]:
@@ -135,7 +160,7 @@ def simulate(
     predict_bytes: Callable[[Mapping[str, Scalar]], float] | None = None,
     folder: Path | None = None,
 ) -> Trace:
-    """Run a whole study on a function and say what happened when.
+    """Run a whole study on a function and return what happened when.
 
     Args:
         seed: replaces the study's: of the sampler.

@@ -32,7 +32,7 @@ class SimulatedMaker:
     cap_bytes: int
 
     @property
-    def forecast(self) -> Callable[[Mapping[str, Scalar]], float] | None:
+    def predict_bytes(self) -> Callable[[Mapping[str, Scalar]], float] | None:
         """`predict_bytes`, or the named space's estimate."""
         if self.world.predict_bytes is not None:
             return self.world.predicted

@@ -1,4 +1,4 @@
-"""The Python file behind a simulated study: what is searched, and what a trial would measure.
+"""The Python file behind a simulated study: the space that is searched, and what a trial would measure.
 
 A file that can be searched this way:
 
@@ -49,7 +49,7 @@ class Evaluate(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """A simulated reality: what is searched and what a run would measure."""
+    """A simulated reality: the space that is searched and the measurements that a run would make."""
 
     evaluate: Evaluate
     space: Space | None = None  # None: the study's own

@@ -1,9 +1,10 @@
 """The probability that a configuration's artifact fits, from forecasts where there are any, else from finished runs.
 
-log(bytes) is a Gaussian process too: bytes are products of sizes and bitwidths, so it is nearly additive. Where a
-forecast exists it is the truth and the process only steers candidates, because a forecast of a real configuration
-costs about 2.5 ms and a candidate pool has a thousand. Without one, bytes are known after the first run of a
-configuration, and a cheap run may pack worse or better than a full one: rungs are related as scores are.
+log(bytes) is modelled by a Gaussian process: bytes are products of sizes and bitwidths, so their logarithm is nearly a
+sum. Where bytes can be predicted without a run, the prediction counts as exact. The process then only ranks candidates,
+because a prediction for a real configuration takes about 2.5 ms and a pool has a thousand candidates. Without
+predictions, bytes are known after the first run of a configuration. A cheap run may pack worse or better than a full
+one, so the process relates rungs for bytes as the other one does for scores.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import log_ndtr
 
-from search.surrogate.encoding import Array, Encoder
+from search.surrogate.encoding import Array, Encoder, Ints
 from search.surrogate.gaussian_process import Data, Layout, Posterior, fit
-from search.surrogate.history import History, Ints, row_key
+from search.surrogate.history import History, row_key
 from space.params import Scalar
 
-Forecast = Callable[[Mapping[str, Scalar]], float]
-NUM_FORECASTS = 160  # of random points, once
+PredictBytes = Callable[[Mapping[str, Scalar]], float]  # artifact bytes of a configuration, before any run of it
+NUM_PREDICTED = 160  # of random points, once
 NUM_RECENT = 160  # of the history's configurations, which lie where the search is
 MAX_RUNS = 320
 MIN_RUNS = 4  # measured artifacts before anything is predicted from them
 REFIT_GROWTH = 1.3  # hyperparameters are fitted to runs again when there are so many times as many
-NOISE = 0.02  # prior median of what the process does not explain, in standard deviations of log(bytes)
+NOISE = 0.02  # prior median of the part that the process does not explain, in standard deviations of log(bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,16 +41,16 @@ class FittedBytes:
 
 
 class ByteModel:
-    """What is known about bytes: a function of the history, the seed and `fitted`; the rest is caches."""
+    """The knowledge of bytes: a function of the history, the seed and `fitted`; the other fields are caches."""
 
     def __init__(
-        self, encoder: Encoder, layout: Layout, *, cap_bytes: float, forecast: Forecast | None, seed: int
+        self, encoder: Encoder, layout: Layout, *, cap_bytes: float, predict_bytes: PredictBytes | None, seed: int
     ) -> None:
-        """Nothing is forecast until it is needed."""
+        """Nothing is predicted until it is needed."""
         self._encoder, self._cap, self._seed = encoder, cap_bytes, seed
-        self._forecast = forecast
+        self._predict_bytes = predict_bytes
         one_level = replace(layout, distances=(0.0,))
-        self._layout = replace(one_level if forecast else layout, noise=NOISE)
+        self._layout = replace(one_level if predict_bytes else layout, noise=NOISE)
         self._known: dict[bytes, float] = {}
         self._num_built = -1  # results, or rows of the history, behind the posterior
         self._posterior: Posterior | None = None
@@ -58,29 +59,29 @@ class ByteModel:
 
     @property
     def memory(self) -> FittedBytes | None:
-        """What depends on when it was fitted: hyperparameters from runs. Those from forecasts follow from the seed."""
-        return self.fitted if self._forecast is None else None
+        """Hyperparameters that were fitted to runs: they depend on when. (A fit to predictions can be repeated.)"""
+        return self.fitted if self._predict_bytes is None else None
 
     def recall(self, fitted: FittedBytes | None) -> None:
         """Take up a predecessor's memory."""
-        if fitted is not None and self._forecast is None and len(fitted.theta) == len(self._layout.prior()[0]):
+        if fitted is not None and self._predict_bytes is None and len(fitted.theta) == len(self._layout.prior()[0]):
             self.fitted = fitted
 
     def exact(self, row: Array) -> float | None:
-        """Forecast bytes of one snapped row of units; None where nobody can say."""
-        if self._forecast is None:
+        """Predicted bytes of one snapped row of units; None where only a run can tell."""
+        if self._predict_bytes is None:
             return None
         key = row_key(row)
         if key not in self._known:
-            self._known[key] = max(float(self._forecast(self._encoder.values(row))), 1.0)
+            self._known[key] = max(float(self._predict_bytes(self._encoder.values(row))), 1.0)
         return self._known[key]
 
     def log_fits(self, units: Array, history: History) -> Array:
         """log P(bytes <= cap) at the top rung, per row; 0 while nothing is known."""
         if not math.isfinite(self._cap):
             return np.zeros(len(units))
-        if self._forecast is not None:
-            self._learn_forecasts(history)
+        if self._predict_bytes is not None:
+            self._learn_predictions(history)
         else:
             self._learn_runs(history)
         if self._posterior is None or self.fitted is None:
@@ -91,7 +92,7 @@ class ByteModel:
         limit = (math.log(self._cap) - self.fitted.centre) / self.fitted.spread
         return np.asarray(log_ndtr((limit - means[:, 0]) / np.sqrt(variance)))
 
-    def _learn_forecasts(self, history: History) -> None:
+    def _learn_predictions(self, history: History) -> None:
         """From random points, which hyperparameters are fitted to, and the newest configurations.
 
         Those are counted at the first rung, where configurations enter: the rows of one rung only ever grow at their
@@ -99,17 +100,17 @@ class ByteModel:
         """
         if self._random is None:
             rng = np.random.default_rng([self._seed, 1])
-            self._random = self._encoder.snap(rng.random((NUM_FORECASTS, len(self._encoder.params))))
-            self.fitted = self._fit(self._random, self._forecast_logs(self._random), np.zeros(NUM_FORECASTS, np.int64))
+            self._random = self._encoder.snap(rng.random((NUM_PREDICTED, len(self._encoder.params))))
+            self.fitted = self._fit(self._random, self._predicted_logs(self._random), np.zeros(NUM_PREDICTED, np.int64))
         entered = np.flatnonzero(history.levels == 0)
         count = len(entered) // 16 * 16
         if count == self._num_built:
             return
         self._num_built = count
         units = np.concatenate([self._random, history.units[entered[:count][-NUM_RECENT:]]])
-        self._build(units, self._forecast_logs(units), np.zeros(len(units), dtype=np.int64))
+        self._build(units, self._predicted_logs(units), np.zeros(len(units), dtype=np.int64))
 
-    def _forecast_logs(self, units: Array) -> Array:
+    def _predicted_logs(self, units: Array) -> Array:
         return np.log([self.exact(row) or 1.0 for row in units])
 
     def _learn_runs(self, history: History) -> None:
@@ -134,6 +135,6 @@ class ByteModel:
         return FittedBytes(num_results=len(logs), theta=tuple(float(t) for t in theta), centre=centre, spread=spread)
 
     def _build(self, units: Array, logs: Array, levels: Ints) -> None:
-        assert self.fitted is not None  # whoever builds has fitted
+        assert self.fitted is not None  # every caller fits first
         data = Data(self._encoder.features(units), levels, (logs - self.fitted.centre) / self.fitted.spread)
         self._posterior = Posterior(data, np.array(self.fitted.theta), self._layout)

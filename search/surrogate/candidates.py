@@ -1,4 +1,4 @@
-"""Where to look: pools of candidate points, as rows of units. Pure functions of a generator."""
+"""Pools of candidate points, as rows of units. Pure functions of a random generator."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Points of a space as numbers: what a model of the objective and a generator of candidates need.
+"""Points of a space as numbers, for a model of the objective and a generator of candidates.
 
-Two views of a point. *Units*: one number in [0, 1] per parameter on its own scale (log or linear), NaN where a
-condition leaves the parameter out; generators move here. *Features*: what a kernel compares; a number parameter is
-its unit, a choice is one column per option (one column for two options), and a condition on a number parameter adds
-an on/off column. Everything is vectorised over points, with a loop over parameters.
+Two views of a point. *Units*: one number in [0, 1] per parameter, the place of its value (`FloatParam.place`), NaN
+where a condition leaves the parameter out; the generators of candidates move here. *Features*: the columns that a
+kernel compares; a number parameter is its unit, a choice is one column per option (one column for two options), and a
+condition on a number parameter adds an on/off column. Everything is vectorised over points, with a loop over
+parameters.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Scalar, When
 
 Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
 INACTIVE_FEATURE = 0.5  # of a parameter that a condition leaves out: the middle, nearest to every value on average
 
 
@@ -53,7 +55,7 @@ class Encoder:
         for row, values in enumerate(points):
             for i, param in enumerate(self.params):
                 if param.name in values:
-                    table[row, i] = _unit(param, values[param.name])
+                    table[row, i] = param.place(values[param.name])
         return table
 
     def snap(self, units: Array) -> Array:
@@ -72,7 +74,7 @@ class Encoder:
     def values(self, units: Array) -> dict[str, Scalar]:
         """The point behind one row of snapped units."""
         return {
-            param.name: _value(param, float(unit))
+            param.name: param.at(float(unit))
             for param, unit in zip(self.params, units, strict=True)
             if not math.isnan(unit)
         }
@@ -96,7 +98,7 @@ class Encoder:
         """Whether the parent's value is among the wanted ones, per point; never where the parent is inactive."""
         param = self.params[parent]
         distinct, inverse = np.unique(unit, return_inverse=True)
-        holds = [not math.isnan(u) and _value(param, float(u)) in wanted for u in distinct]
+        holds = [not math.isnan(u) and param.at(float(u)) in wanted for u in distinct]
         return np.array(holds, dtype=bool)[inverse]
 
     def _conditions_on_numbers(self) -> tuple[int, ...]:
@@ -114,45 +116,11 @@ def _num_values(param: Param) -> int:
         return len(param.options)
     if isinstance(param, FloatParam) or param.log:
         return 0
-    return (param.high - param.low) // param.step + 1
-
-
-def _unit(param: Param, value: Scalar) -> float:
-    if isinstance(param, ChoiceParam):
-        matches = [i for i, o in enumerate(param.options) if type(o) is type(value) and o == value]
-        matches = matches or [i for i, o in enumerate(param.options) if o == value]
-        if not matches:
-            raise ValueError(f"{param.name} must be one of {', '.join(map(repr, param.options))}, got {value!r}")
-        return (matches[0] + 0.5) / len(param.options)
-    number = min(max(float(value), param.low), param.high)
-    if isinstance(param, FloatParam):
-        if param.log:
-            return math.log(number / param.low) / math.log(param.high / param.low)
-        return (number - param.low) / (param.high - param.low)
-    if param.log:
-        low, high = math.log(param.low - 0.5), math.log(param.high + 0.5)
-        return (math.log(number) - low) / (high - low)
-    count = (param.high - param.low) // param.step + 1
-    return (round((number - param.low) / param.step) + 0.5) / count
+    return param.count
 
 
 def _snap_log(param: IntParam, unit: Array) -> Array:
+    """`param.place(param.at(unit))` of many units at once."""
     low, high = math.log(param.low - 0.5), math.log(param.high + 0.5)
     number = np.clip(np.rint(np.exp(low + unit * (high - low))), param.low, param.high)
     return np.asarray((np.log(number) - low) / (high - low))
-
-
-def _value(param: Param, unit: float) -> Scalar:
-    if isinstance(param, ChoiceParam):
-        return param.options[min(int(unit * len(param.options)), len(param.options) - 1)]
-    if isinstance(param, FloatParam):
-        if param.log:
-            number = param.low * math.exp(unit * math.log(param.high / param.low))
-        else:
-            number = param.low + unit * (param.high - param.low)
-        return min(max(number, param.low), param.high)
-    if param.log:
-        low, high = math.log(param.low - 0.5), math.log(param.high + 0.5)
-        return min(max(round(math.exp(low + unit * (high - low))), param.low), param.high)
-    count = (param.high - param.low) // param.step + 1
-    return param.low + param.step * min(int(unit * count), count - 1)

@@ -1,12 +1,12 @@
-"""A Gaussian process over (configuration, rung): what a run at one rung says about the others.
+"""A Gaussian process over (configuration, rung), so that a run at one rung predicts scores at the others.
 
 The model of a score y measured at rung r on configuration x:
 
     y = constant + offset_r + scale_r * f(x) + bias_r(x) + noise_r
 
-f is what the top rung measures: a Matern-5/2 kernel with one lengthscale per parameter plus a quadratic in every
-feature, for the smooth bowls that learning rates and decays are. bias_r is what a cheap rung gets systematically
-wrong: its covariance between two rungs is the smaller of their distances from the top in log compute (a Brownian
+f is the score at the top rung: a Matern-5/2 kernel with one lengthscale per parameter plus a quadratic in every
+feature, because scores are smooth bowls over learning rates and decays. bias_r is the systematic error of a cheap
+rung: its covariance between two rungs is the smaller of their distances from the top in log compute (a Brownian
 path that is 0 at the top), with lengthscales of its own, so that the model can learn that one knob's best value moves
 with compute and another's does not. Hyperparameters are the most probable ones under the priors below, found with
 analytical gradients. Exact, cubic in the number of points: give it a few hundred.
@@ -21,13 +21,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 from scipy.special import log_ndtr
 
-Array = NDArray[np.float64]
+from search.surrogate.encoding import Array, Ints
+
 CONSTANT_VARIANCE = 4.0  # of the common constant, in squared units of the standardised score
 OFFSET_VARIANCE = 1.0  # of each rung's own offset
 JITTER = 1e-6
@@ -37,7 +37,7 @@ SQRT5 = math.sqrt(5.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What the model needs to know besides data: which columns share a lengthscale, and how far rungs are apart."""
+    """The model's shape: which columns share a lengthscale, and how far rungs are apart."""
 
     groups: tuple[int, ...]  # of each feature column: the index of its lengthscale
     distances: tuple[float, ...]  # of each rung from the top one: 0 at the top, 1 at the farthest
@@ -122,7 +122,7 @@ class Data:
     """Observations: features (n, columns), rung index (n,), standardised score (n,)."""
 
     x: Array
-    rung: NDArray[np.int64]
+    rung: Ints
     y: Array
 
     def __len__(self) -> int:
@@ -151,7 +151,7 @@ class Kernel:
             return shared, np.zeros_like(shared)
         return shared, matern(squared_distances(a / self.bias_column_scale, b / self.bias_column_scale))
 
-    def combine(self, shared: Array, bias: Array, rung_a: NDArray[np.int64], rung_b: NDArray[np.int64]) -> Array:
+    def combine(self, shared: Array, bias: Array, rung_a: Ints, rung_b: Ints) -> Array:
         """Covariance of noiseless scores from their parts; one rung stands for all rows."""
         h = self.hyper
         both = np.minimum(self.distance[rung_a][:, None], self.distance[rung_b][None, :])
@@ -240,7 +240,7 @@ def fit(data: Data, layout: Layout, *, start: Array | None = None, max_iteration
 
 
 class Posterior:
-    """What the data say about scores anywhere."""
+    """The distribution of scores anywhere, given the data."""
 
     def __init__(self, data: Data, theta: Array, layout: Layout) -> None:
         """Factorise once, cubic in the number of observations."""
@@ -275,7 +275,7 @@ class Posterior:
         cross = self.kernel.combine(*self.kernel.parts(x, self.data.x), np.array([rung]), self.data.rung)
         return np.asarray(cross @ self._alpha)
 
-    def believing(self, x: Array, rung: NDArray[np.int64]) -> Posterior:
+    def believing(self, x: Array, rung: Ints) -> Posterior:
         """The posterior after runs in flight have ended as expected: their neighbourhood is no longer uncertain."""
         if not len(x):
             return self

@@ -1,4 +1,7 @@
-"""What a study has measured, as the model sees it: observations, their features, and scores made comparable."""
+"""A study's measurements as the model sees them: observations, their features, and scores made comparable.
+
+A *level* is the index of a rung among those that the model knows, lowest first.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from search.surrogate.encoding import Array, Encoder
+from search.surrogate.encoding import Array, Encoder, Ints
 from space.params import Scalar
-
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Level:
-    """One rung as the model sees it."""
-
-    cost: float  # GPU-seconds of one run
-    compute: float  # training compute of one run; only ratios between levels matter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +29,7 @@ class Observation:
 
     @property
     def scored(self) -> bool:
-        """Whether it measured something."""
+        """Whether it has a finite score."""
         return self.val_bpb is not None and math.isfinite(self.val_bpb)
 
 
@@ -104,8 +97,8 @@ def standardise(history: History, num_levels: int) -> Array:
 
     Higher levels hold selected configurations, so a level's shift is the median difference of the configurations it
     shares with the levels below, or its own median where it shares none. The unit is the spread of the better half.
-    Above one unit scores grow only like a logarithm, and a run that failed counts as the worst seen: what exploded
-    must be avoided, but how far it exploded says nothing about the rest.
+    Above one unit scores grow only like a logarithm, and a run that failed counts as the worst seen: the model must
+    avoid points whose training exploded, but how far it exploded says nothing about other points.
     """
     raw = np.array([run.val_bpb if run.scored else math.nan for run in history.runs], dtype=float)
     shifted = raw.copy()

@@ -1,4 +1,4 @@
-"""What to run next, on which rung, per GPU-second: the compute-aware model of a study.
+"""The compute-aware model of a study: it proposes the run, and its rung, that is worth most per GPU-second.
 
 One Gaussian process holds the results of every rung (`gaussian_process`), predicts scores at the top rung, and prices
 each possible run. A run of configuration x at rung r is worth the expected improvement of the best top-rung score
@@ -10,7 +10,8 @@ s_r is how far a result at r would move the prediction at the top: small where a
 model decides by itself whether proxies pay. This is the problem of opening boxes at a price (Weitzman 1979;
 https://arxiv.org/abs/2406.20062 uses it for Bayesian optimisation).
 
-What is known not to fit the byte cap is never proposed, what probably does not is worth less (`byte_model`).
+A point whose bytes are known to be over the cap is never proposed; one that is probably over it is worth less
+(`byte_model`).
 Pure numpy and scipy: no Optuna, no clock, no files.
 """
 
@@ -23,11 +24,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from search.surrogate.byte_model import ByteModel, FittedBytes, Forecast
+from search.surrogate.byte_model import ByteModel, FittedBytes, PredictBytes
 from search.surrogate.candidates import farthest, mutate, pool, random_points
 from search.surrogate.encoding import Array, Encoder
 from search.surrogate.gaussian_process import Data, Layout, Posterior, fit, log_expected_improvement
-from search.surrogate.history import History, Level, Observation, Reader, most_telling, row_key, standardise
+from search.surrogate.history import History, Observation, Reader, most_telling, row_key, standardise
 from space.params import Param, Scalar
 
 MAX_POINTS = 360  # the model keeps the most telling results: exact inference is cubic in their number
@@ -36,8 +37,8 @@ REFIT_GROWTH = 1.15  # hyperparameters are fitted again when there are so many t
 NUM_LEADERS = 8  # known configurations that candidates start from
 NUM_ROUNDS, NUM_PARENTS, NUM_CHILDREN = 2, 10, 16  # a pool is followed by the neighbourhoods of its best
 MAX_CLIMBERS = 120  # known configurations that are priced for a higher rung: the best of the highest rungs
-MAX_CHECKS = 48  # exact forecasts per proposal
-SHARE = 0.4  # at least so much of the GPU-seconds spent up to a rung goes to that rung: cheap runs can mislead
+MAX_CHECKS = 48  # predictions of bytes per proposal
+SHARE = 0.4  # of the GPU-seconds spent at a rung and below, at least so many go to that rung: cheap runs can mislead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,10 +73,10 @@ class Surrogate:
     def __init__(
         self,
         params: Sequence[Param],
-        levels: Sequence[Level],
+        computes: Sequence[float],
         *,
         cap_bytes: float,
-        forecast: Forecast | None = None,
+        predict_bytes: PredictBytes | None = None,
         seed: int = 0,
         num_initial: int = 0,
     ) -> None:
@@ -83,30 +84,31 @@ class Surrogate:
 
         Args:
             params: of the space, in the order they are asked.
-            levels: the rungs, cheapest first; the last one's score is what is minimised.
+            computes: training compute of a run at each rung, lowest rung first; the last rung's score is minimised.
             cap_bytes: the largest artifact allowed; inf where there is no limit.
-            forecast: exact bytes of a configuration, where they can be known without a run.
+            predict_bytes: exact bytes of a configuration, where they can be known without a run.
             num_initial: results to have before the model is trusted; 0 picks one from the number of parameters.
         """
         self.encoder = Encoder(params)
-        self.levels = tuple(levels)
+        self.computes = tuple(computes)
+        self._top = len(self.computes) - 1
         self.num_initial = num_initial or max(6, min(16, len(self.encoder.params) // 2))
         self._cap = cap_bytes
         self._seed = seed
         self._rng = np.random.default_rng([seed, 0])
         self._reader = Reader(self.encoder)
-        self._layout = _layout(self.encoder, self.levels)
-        self._bytes = ByteModel(self.encoder, self._layout, cap_bytes=cap_bytes, forecast=forecast, seed=seed)
+        self._layout = _layout(self.encoder, self.computes)
+        self._bytes = ByteModel(self.encoder, self._layout, cap_bytes=cap_bytes, predict_bytes=predict_bytes, seed=seed)
         self._guess: Array | None = None
         self.fitted: Fitted | None = None
 
     @property
     def memory(self) -> Memory:
-        """What it knows beside the history."""
+        """The fits that the history does not determine."""
         return Memory(scores=self.fitted, bytes=self._bytes.memory)
 
     def recall(self, memory: Memory) -> None:
-        """Take up what a predecessor knew; fits of a model of another shape are made anew."""
+        """Take up a predecessor's memory; fits of a model of another shape are made anew."""
         shape = len(self._layout.prior()[0])
         if memory.scores is not None and len(memory.scores.theta) == shape:
             self.fitted = memory.scores
@@ -116,6 +118,7 @@ class Surrogate:
         self,
         runs: Sequence[Observation],
         *,
+        costs: Sequence[float] | None = None,
         starts: Sequence[int] = (0,),
         climbs: Sequence[int] | None = None,
         remaining: float = math.inf,
@@ -124,11 +127,12 @@ class Surrogate:
 
         Args:
             runs: every run so far; new ones may come anywhere.
+            costs: GPU-seconds of one run at each rung; in proportion to compute by default.
             starts: rungs at which a new configuration may start; may be empty.
             climbs: rungs to which a known configuration may go up; all by default.
             remaining: GPU-seconds left; a cheap run that leaves too little for a top-rung run is not worth starting.
         """
-        top = len(self.levels) - 1
+        costs, top = tuple(costs or self.computes), self._top
         history = self._reader.read(runs)
         self._rng = np.random.default_rng([self._seed, len(history)])
         targets = range(1, top + 1) if climbs is None else climbs
@@ -137,8 +141,8 @@ class Surrogate:
             return self._first_design(history, level=min(starts))
         if not history.scored.any():
             return self._first_design(history, level=min(starts)) if starts else None
-        model = self._model(history)
-        due = self._due(history, options, remaining)
+        model = self._model(history, costs)
+        due = self._due(history, options, costs, remaining)
         if due is not None:
             options = [o for o in options if o[1] == due]
             guess = row_key(self._first_guess())
@@ -149,18 +153,11 @@ class Surrogate:
         new = self._best_new(model, history, starts)
         return up if up is not None and up.log_value >= new.log_value else new
 
-    def promotion_values(self, runs: Sequence[Observation], parents: Sequence[int], level: int) -> list[float]:
-        """log(value) of running each of `parents` (indices into runs) at `level`; promote the highest first."""
-        history = self._reader.read(runs)
-        units = history.units[list(parents)]
-        values = self._model(history).log_values(self.encoder.features(units), (level,))[:, 0]
-        return [float(v) for v in values + self._bytes.log_fits(units, history)]
-
     def _first_design(self, history: History, *, level: int) -> Proposal:
-        """The middle of every range, or what fits near it; then points far from everything so far.
+        """The middle of every range, or a point near it that fits; then points far from everything so far.
 
-        Of every three of these one is random and two share about half their values with the first known point (the
-        control) and with that guess: whoever set the ranges has usually put them around something that works.
+        Of every three of the latter, one is random, one shares about half its values with the first known point (the
+        control) and one with the first guess: ranges are usually set around values that work.
         """
         guess = self._first_guess()
         size = self._bytes.exact(guess)
@@ -187,16 +184,21 @@ class Surrogate:
             self._guess = next(fits, near[0])
         return self._guess
 
-    def _due(self, history: History, options: Sequence[tuple[int, int]], remaining: float) -> int | None:
-        """The rung whose turn it is, whatever else promises: the highest one that has had less than its share."""
-        top = len(self.levels) - 1
+    def _due(
+        self, history: History, options: Sequence[tuple[int, int]], costs: Sequence[float], remaining: float
+    ) -> int | None:
+        """The highest rung that has had less than its share; None when all have had theirs.
+
+        It is this rung's turn, whatever the values of runs say.
+        """
+        top = self._top
         counts = np.bincount(history.levels, minlength=top + 1)
-        spent = [count * level.cost for count, level in zip(counts, self.levels, strict=True)]
+        spent = [count * cost for count, cost in zip(counts, costs, strict=True)]
         reachable = {level for _, level in options}
-        if top in reachable and remaining < self.levels[top].cost + self.levels[0].cost:
+        if top in reachable and remaining < costs[top] + costs[0]:
             return top
         for level in sorted(reachable, reverse=True):
-            if spent[level] + 0.5 * self.levels[level].cost < SHARE * sum(spent[: level + 1]):
+            if spent[level] + 0.5 * costs[level] < SHARE * sum(spent[: level + 1]):
                 return level
         return None
 
@@ -251,12 +253,11 @@ class Surrogate:
         return np.asarray(history.units[rows[np.argsort(expected, kind="stable")[:NUM_LEADERS]]])
 
     def _score(self, model: Model, units: Array, history: History) -> Array:
-        top = len(self.levels) - 1
-        values = model.log_values(self.encoder.features(units), (top,))[:, 0]
+        values = model.log_values(self.encoder.features(units), (self._top,))[:, 0]
         return np.asarray(values + self._bytes.log_fits(units, history))
 
     def _first_that_fits(self, points: Array, scores: Array) -> Array:
-        """The best-scored point whose forecast is under the cap; without a forecast, the best-scored one.
+        """The best-scored point whose predicted bytes are under the cap; without predictions, the best-scored one.
 
         When none of the best fits, random points are drawn until one does; the smallest seen if that fails too.
         """
@@ -272,9 +273,9 @@ class Surrogate:
                 smallest, fewest = row, size
         return np.asarray(smallest)
 
-    def _model(self, history: History) -> Model:
+    def _model(self, history: History, costs: tuple[float, ...]) -> Model:
         """The posterior, with runs in flight believed to end as expected."""
-        scores = standardise(history, len(self.levels))
+        scores = standardise(history, len(self.computes))
         told = np.flatnonzero(~np.isnan(scores))
         kept = most_telling(told, scores, history.levels, MAX_POINTS, self._rng)
         if self.fitted is None or len(told) >= REFIT_GROWTH * self.fitted.num_results:
@@ -288,11 +289,11 @@ class Surrogate:
         best = self._best(posterior, history, scores)
         flying = np.array([run.running for run in history.runs], dtype=bool)
         posterior = posterior.believing(self.encoder.features(history.units[flying]), history.levels[flying])
-        return Model(posterior, self.levels, best, scores)
+        return Model(posterior, costs, best, scores)
 
     def _best(self, posterior: Posterior, history: History, scores: Array) -> float:
-        """The lowest expected top-rung score of what ran there and fits; of everything that fits before that."""
-        top = len(self.levels) - 1
+        """The lowest expected score at the top rung, of runs there that fit; before there are any, of all that fit."""
+        top = self._top
         done = np.flatnonzero(history.scored & history.feasible)
         there = done[history.levels[done] == top]
         rows = there if len(there) else done
@@ -307,17 +308,17 @@ class Model:
     """A posterior with prices on it."""
 
     posterior: Posterior
-    levels: tuple[Level, ...]
+    costs: tuple[float, ...]  # of one run at each rung
     best: float
     scores: Array  # standardised, of every run; NaN where there is none
 
     def top_mean(self, features: Array) -> Array:
         """Expected standardised score at the top rung."""
-        return self.posterior.mean(features, len(self.levels) - 1)
+        return self.posterior.mean(features, len(self.costs) - 1)
 
     def log_values(self, features: Array, levels: tuple[int, ...]) -> Array:
         """(points, levels) log of the value of a run, per cost of a top-rung run (see the top of this file)."""
-        top = len(self.levels) - 1
+        top = len(self.costs) - 1
         rungs = tuple(dict.fromkeys((*levels, top)))
         means, cov = self.posterior.joint(features, rungs)
         at_top = rungs.index(top)
@@ -327,16 +328,16 @@ class Model:
             i = rungs.index(level)
             variance = np.maximum(cov[:, i, i], 1e-12) + self.posterior.kernel.hyper.noise[level] ** 2
             moved = np.abs(cov[:, at_top, i]) / np.sqrt(variance)
-            cost = np.full(len(features), self.levels[level].cost / self.levels[top].cost)
+            cost = np.full(len(features), self.costs[level] / self.costs[top])
             if level != top:
                 cost += ndtr(improvement / np.maximum(moved, 1e-12))
             columns.append(log_expected_improvement(improvement, moved) - np.log(cost))
         return np.stack(columns, axis=1)
 
 
-def _layout(encoder: Encoder, levels: Sequence[Level]) -> Layout:
+def _layout(encoder: Encoder, computes: Sequence[float]) -> Layout:
     """Distances between rungs in log compute; knobs that a proxy can decide get a nearly constant bias."""
-    away = [abs(math.log(levels[-1].compute / level.compute)) for level in levels]
+    away = [abs(math.log(computes[-1] / compute)) for compute in computes]
     farthest_away = max(max(away), 1e-9)
     return Layout(
         groups=tuple(int(g) for g in encoder.groups),

@@ -21,6 +21,8 @@ from dataclasses import replace
 from functools import partial
 from statistics import mean, median
 
+import traces
+
 import search.engines.dispatch
 import search.simulation.engine
 from search.engines.placement import Need, Node, Place, Stay, place
@@ -113,8 +115,8 @@ def main() -> None:
         for seed in range(options.seeds):
             with decided_by(rule, nodes):
                 trace = simulate(config, partial(evaluate, durations=options.durations), SPACE, seed=seed)
-            idle[name].append(round(100 * trace.idle(options.gpus), 2))
-            queued[name].append(round(100 * trace.idle_while_queued(options.gpus), 2))
+            idle[name].append(round(100 * traces.idle(trace, options.gpus), 2))
+            queued[name].append(round(100 * traces.idle_while_queued(trace, options.gpus), 2))
             mine = waits(trace)
             ends = max(s.end for s in trace.spans)
             row = (idle[name][-1], queued[name][-1], len(mine), round(mean(mine)), round(max(mine)), round(ends))

@@ -16,8 +16,8 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from search.sampler.sampler import _distribution
-from search.surrogate.history import Level, Observation
+from search.sampler.mirror import distribution
+from search.surrogate.history import Observation
 from search.surrogate.proposal import Surrogate
 from space.params import Scalar, Space
 
@@ -200,7 +200,7 @@ class Tpe:
             params: dict[str, Scalar] = {}
             for param in self.problem.space.params:
                 if param.active(params):
-                    params[param.name] = trial._suggest(param.name, _distribution(param))
+                    params[param.name] = trial._suggest(param.name, distribution(param))
             if self.problem.fits(params):
                 break
             trial.set_constraint("bytes", self.problem.predict_bytes(params) / self.problem.cap_bytes - 1)
@@ -250,7 +250,7 @@ class TpeTwoStage(Tpe):
         if not self.queue:
             return self.ask(self.study, 1)
         params = self.queue.pop(0)
-        distributions = {p.name: _distribution(p) for p in self.problem.space.params if p.name in params}
+        distributions = {p.name: distribution(p) for p in self.problem.space.params if p.name in params}
         self.study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
         frozen = self.study.get_trials(deepcopy=False)[-1]
         return Job(params=params, level=1, handle=(self.study, optuna.trial.Trial(self.study, frozen._trial_id)))
@@ -269,9 +269,13 @@ class Ours:
 
     def __init__(self, problem: Problem, seed: int, units: float) -> None:
         self.problem, self.history, self.jobs = problem, [], []  # type: ignore[var-annotated]
-        levels = [Level(cost=problem.unit * f, compute=f) for f in self.fidelities]
+        self.costs = [problem.unit * f for f in self.fidelities]
         self.model = Surrogate(
-            problem.space.params, levels, cap_bytes=problem.cap_bytes, forecast=problem.predict_bytes, seed=seed
+            problem.space.params,
+            self.fidelities,
+            cap_bytes=problem.cap_bytes,
+            predict_bytes=problem.predict_bytes,
+            seed=seed,
         )
         self.place: dict[int, int] = {}
 
@@ -279,7 +283,7 @@ class Ours:
         if not self.history:
             params, level = dict(self.problem.space.control), 0
         else:
-            proposal = self.model.propose(self.history, starts=self.starts, remaining=remaining)
+            proposal = self.model.propose(self.history, costs=self.costs, starts=self.starts, remaining=remaining)
             assert proposal is not None
             params, level = proposal.params, proposal.level
         job = Job(params=params, level=level)

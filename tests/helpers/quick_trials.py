@@ -38,7 +38,7 @@ class QuickMaker:
     """Trials whose script sleeps a little and draws a score from its point and seed."""
 
     params: tuple[Param, ...] = SPACE
-    forecast: None = None
+    predict_bytes: None = None
 
     @property
     def space(self) -> Space:

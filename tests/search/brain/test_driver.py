@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-import search.brain.driver
+import search.brain.known_trials
 import search.brain.starting_points
 import search.sampler.sampler
 import search.sampler.storage
@@ -142,7 +142,7 @@ def test_a_driver_killed_anywhere_is_replaced_without_loss(
 
         return burning
 
-    for module in (search.brain.driver, search.study.ledger, search.brain.starting_points):
+    for module in (search.brain.known_trials, search.study.ledger, search.brain.starting_points):
         monkeypatch.setattr(module, "write_json", burn(write_json))
     for name in ("add_trial", "tell", "ask"):
         monkeypatch.setattr(optuna.Study, name, burn(getattr(optuna.Study, name)))

@@ -33,7 +33,7 @@ def test_solved_points_aim_at_the_cap(study: StudyConfig) -> None:
         assert made.predicted_bytes <= CAP
         if model_dim > 64:  # the smallest does not fill the cap even at its finest
             assert made.predicted_bytes >= 0.998 * CAP
-        assert maker.forecast(made_params := {**start, "num_layers": num_layers, "model_dim": model_dim}) == (
+        assert maker.predict_bytes(made_params := {**start, "num_layers": num_layers, "model_dim": model_dim}) == (
             pytest.approx(maker.make(study.rungs[0], made_params, 1).predicted_bytes, rel=0.005)
         )
 

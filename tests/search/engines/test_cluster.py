@@ -65,7 +65,7 @@ class NapMaker:
     data: Path
     seconds: dict[str, float]
     space: Space = SPACE
-    forecast: None = None
+    predict_bytes: None = None
 
     def make(self, rung: Rung, params: dict[str, Any], seed: int) -> Made:
         script = SCRIPT.replace("SECONDS", str(self.seconds[rung.name])).replace("BPB", str(1 + params["x"]))
@@ -312,7 +312,7 @@ def test_a_removed_node_and_then_no_node_at_all(tmp_path: Path, cluster: Any, mo
 
     A node comes back, the same study goes on.
     """
-    monkeypatch.setattr("search.engines.ray_tune.NO_NODE_SECONDS", 5.0)
+    monkeypatch.setattr("search.engines.ray_searcher.NO_NODE_SECONDS", 5.0)
     alive = nodes(cluster, 2)
     rungs = (Rung(name="proxy", trials=6, steps=1, gpus=1, cpus=16),)
     driver = make_driver(tmp_path, *rungs, seconds={"proxy": 5.0})

@@ -12,7 +12,7 @@ import pytest
 from studies import add_trial, complete, make_spec, make_study
 
 from pgolf_model.config import QuantConfig, RunConfig
-from search.ladder.byte_correction import Z90, belief, deviation, misses, refit
+from search.ladder.byte_correction import Z90, belief, corrected, deviation, misses
 from search.ladder.promote import by_rung
 from search.look.analysis import analyse
 from search.simulation.engine import World, run_simulated, simulate, simulated_driver
@@ -39,23 +39,23 @@ def trial(study: StudyConfig, trial_id: str, size: float, general=GENERAL, **cha
 def test_nothing_measured_changes_nothing(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     running = replace(trial(study, "proxy/0000", 1.0), result=None)
-    assert refit(GENERAL, by_rung(study, [running]), rung="proxy", target_bytes=0) == GENERAL
+    assert corrected(GENERAL, by_rung(study, [running]), rung="proxy", target_bytes=0) == GENERAL
     exact = (15_000_000,) * 3
     done = [trial(study, "proxy/0000", 14e6)]
-    assert refit(exact, by_rung(study, done), rung="proxy", target_bytes=0) == exact
+    assert corrected(exact, by_rung(study, done), rung="proxy", target_bytes=0) == exact
 
 
 def test_runs_that_come_out_smaller_move_the_forecast_down_and_narrow_it(tmp_path: Path) -> None:
     """Twelve runs 2 % below their forecasts, give or take .2 %: the next is forecast there, in a third of the width."""
     study = make_study(tmp_path)
     done = [trial(study, f"proxy/{i:04d}", 15e6 * (0.98 + 0.002 * (-1) ** i)) for i in range(12)]
-    low, central, high = refit(GENERAL, by_rung(study, done), rung="proxy", target_bytes=0)
+    low, central, high = corrected(GENERAL, by_rung(study, done), rung="proxy", target_bytes=0)
     assert central == pytest.approx(14.7e6, rel=1e-3)
     assert low < central < high
     assert (high - low) < 0.6 * (GENERAL[2] - GENERAL[0])
     widths = []
     for count in (1, 2, 4, 8, 12):
-        low, _, high = refit(GENERAL, by_rung(study, done[:count]), rung="proxy", target_bytes=0)
+        low, _, high = corrected(GENERAL, by_rung(study, done[:count]), rung="proxy", target_bytes=0)
         widths.append(high - low)
     assert widths == sorted(widths, reverse=True)
 
@@ -65,11 +65,11 @@ def test_rungs_are_corrected_apart(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     short = [trial(study, f"proxy/{i:04d}", 15e6 * 0.98) for i in range(12)]
     full = trial(study, "full/0000", 15e6 * 1.01)
-    _, before, _ = refit(GENERAL, by_rung(study, short), rung="full", target_bytes=0)
-    _, after, _ = refit(GENERAL, by_rung(study, [*short, full]), rung="full", target_bytes=0)
+    _, before, _ = corrected(GENERAL, by_rung(study, short), rung="full", target_bytes=0)
+    _, after, _ = corrected(GENERAL, by_rung(study, [*short, full]), rung="full", target_bytes=0)
     assert 14.7e6 < before < 15e6
     assert 15e6 < after < 15.15e6
-    _, proxy, _ = refit(GENERAL, by_rung(study, [*short, full]), rung="proxy", target_bytes=0)
+    _, proxy, _ = corrected(GENERAL, by_rung(study, [*short, full]), rung="proxy", target_bytes=0)
     assert proxy == pytest.approx(14.7e6, rel=2e-3)
 
 
@@ -77,7 +77,7 @@ def test_a_run_that_went_wrong_is_cut_off(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     sizes = [15e6 * 0.98] * 7 + [3e6]
     done = [trial(study, f"proxy/{i:04d}", size) for i, size in enumerate(sizes)]
-    _, central, _ = refit(GENERAL, by_rung(study, done), rung="proxy", target_bytes=0)
+    _, central, _ = corrected(GENERAL, by_rung(study, done), rung="proxy", target_bytes=0)
     assert central == pytest.approx(14.66e6, rel=5e-3)
 
 
@@ -89,10 +89,10 @@ def test_filled_targets_are_apart_and_never_exceeded(tmp_path: Path) -> None:
     done = [trial(study, f"proxy/{i:04d}", 15_983_000, filled, config=config) for i in range(5)]
     others = [trial(study, f"proxy/{i + 5:04d}", 15e6 * 0.98) for i in range(5)]
     at = by_rung(study, [*done, *others])
-    low, central, high = refit(filled, at, rung="proxy", target_bytes=target)
+    low, central, high = corrected(filled, at, rung="proxy", target_bytes=target)
     assert central == pytest.approx(15_983_000, abs=2000)
     assert low < central <= high <= target
-    assert refit(GENERAL, by_rung(study, done), rung="proxy", target_bytes=0) == GENERAL
+    assert corrected(GENERAL, by_rung(study, done), rung="proxy", target_bytes=0) == GENERAL
 
 
 def test_a_corrected_forecast_is_judged_by_the_general_one(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import optuna
 import pytest
 
 from pgolf_model.config import RunConfig
+from search.sampler.mirror import distribution
 from search.sampler.sampler import Sampler, modelled_rungs
 from search.study.config import Caps, StudyConfig
 from search.study.ledger import TrialRecord
@@ -93,7 +94,7 @@ def test_a_resumed_study_asks_for_new_points(tmp_path: Path, name: str) -> None:
 
 def test_with_a_forecast_nothing_over_the_cap_is_asked(tmp_path: Path) -> None:
     """Widths above 300 would be over the cap; four in seven random points are."""
-    sampler = Sampler(make_study(tmp_path, "surrogate"), SPACE, forecast=size_of)
+    sampler = Sampler(make_study(tmp_path, "surrogate"), SPACE, predict_bytes=size_of)
     for _ in range(25):
         number, params = sampler.ask("proxy")
         assert size_of(params) <= 300_000
@@ -102,7 +103,7 @@ def test_with_a_forecast_nothing_over_the_cap_is_asked(tmp_path: Path) -> None:
 
 def test_advice_climbs_with_what_both_rungs_have_shown(tmp_path: Path) -> None:
     """After a number of proxies a good one is to run at full; the advice names it by rung and number."""
-    sampler = Sampler(make_study(tmp_path, "surrogate"), SPACE, forecast=size_of)
+    sampler = Sampler(make_study(tmp_path, "surrogate"), SPACE, predict_bytes=size_of)
     told: dict[int, dict[str, Scalar]] = {}
     for _ in range(14):
         number, params = sampler.ask("proxy")
@@ -125,7 +126,7 @@ def test_advice_climbs_with_what_both_rungs_have_shown(tmp_path: Path) -> None:
 
 def test_a_front_is_left_to_tpe(tmp_path: Path) -> None:
     """The model seeks one cap's best; two objectives are asked and told as ever."""
-    sampler = Sampler(make_study(tmp_path, "surrogate", question="front"), SPACE, forecast=size_of)
+    sampler = Sampler(make_study(tmp_path, "surrogate", question="front"), SPACE, predict_bytes=size_of)
     for _ in range(12):
         number, params = sampler.ask("proxy")
         sampler.tell(record("proxy", number, params))
@@ -141,14 +142,15 @@ def test_costs_are_learnt_from_what_runs_took(tmp_path: Path) -> None:
     sampler = Sampler(make_study(tmp_path, "surrogate"), SPACE)
     surrogate = sampler._surrogate
     assert surrogate is not None
-    assert [level.cost / surrogate._levels()[0].cost for level in surrogate._levels()] == [1, 8]
+    costs = surrogate.read().costs
+    assert [cost / costs[0] for cost in costs] == [1, 8]
     for rung, seconds in (("proxy", 10.0), ("full", 200.0)):
         number, params = sampler.ask(rung)
         known = record(rung, number, params)
         assert known.result is not None
         sampler.tell(replace(known, result=replace(known.result, seconds=seconds)))
     sampler.ask("proxy")
-    assert [level.cost for level in surrogate._levels()] == [10, 200]
+    assert surrogate.read().costs == (10, 200)
 
 
 def test_failures_are_learnt_from_and_refusals_are_not(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_failures_are_learnt_from_and_refusals_are_not(tmp_path: Path) -> None:
         number, params = sampler.ask("proxy")
         sampler.tell(record("proxy", number, params, status=status))
     assert sampler._surrogate is not None
-    _, runs = sampler._surrogate._history()
+    runs = sampler._surrogate.read().runs
     assert [run.scored for run in runs] == [True, False, False]
     assert not any(run.running for run in runs)
 
@@ -182,7 +184,7 @@ def test_ask_and_tell_stay_quick_with_5000_trials_of_25_knobs(tmp_path: Path) ->
     sampler = Sampler(make_study(tmp_path, "surrogate"), WIDE)
     study = sampler._studies["proxy"]
     rng = np.random.default_rng(0)
-    distributions = study.sampler.infer_relative_search_space(study, None)  # type: ignore[arg-type]
+    distributions = {param.name: distribution(param) for param in WIDE.params}
     assert len(distributions) == 25
     for _ in range(5000):
         params = WIDE.sample(rng)

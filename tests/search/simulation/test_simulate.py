@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from simulated import SPACE, STUDY, evaluate
+from traces import best_by_gpu_seconds, idle, idle_while_queued
 
 from search.look.status import study_status
 from search.simulation.bare_space import bare_space
@@ -54,14 +55,14 @@ def test_no_moment_uses_more_than_the_cluster_has() -> None:
         held = [(s.node, gpu) for s in trace.spans if s.start <= moment < s.end for gpu in s.gpu_ids]
         assert len(set(held)) == len(held), "two trials on one GPU"
         assert set(held) <= {(node, gpu) for node in ("0", "1") for gpu in range(8)}
-    assert 0 <= trace.idle_while_queued(16) <= trace.idle(16) + 1e-9 < 1
+    assert 0 <= idle_while_queued(trace, 16) <= idle(trace, 16) + 1e-9 < 1
     assert all(s.asked <= s.start for s in trace.spans)
     assert trace.gpu_seconds == pytest.approx(sum(r.result.seconds * r.spec.gpus for r in trace.records))
 
 
 def test_the_trace_knows_what_was_spent_when_the_best_was_found() -> None:
     trace = simulate(STUDY, evaluate, SPACE)
-    found = trace.best_by_gpu_seconds()
+    found = best_by_gpu_seconds(trace)
     scores = [r.result.val_bpb for _, r in found]
     assert scores == sorted(scores, reverse=True)
     assert scores[-1] == min(r.result.val_bpb for r in trace.records if r.spec.rung == "full")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from search.surrogate.history import Level, Observation, Reader, most_telling, standardise
+from search.surrogate.history import Observation, Reader, most_telling, standardise
 from search.surrogate.proposal import Memory, Proposal, Surrogate
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Scalar, When
 from space.plain import from_plain, to_plain
@@ -24,7 +24,7 @@ MIXED: tuple[Param, ...] = (
     ChoiceParam(name="ema", options=(False, True), tag="step_dependent"),
     FloatParam(name="gap", low=0.01, high=0.5, log=True, tag="step_dependent", when=When(parent="ema", values=(True,))),
 )
-LEVELS = (Level(cost=1.0, compute=1.0), Level(cost=8.0, compute=8.0))
+COMPUTES = (1.0, 8.0)  # and, by default, what a run costs
 
 
 def bowl(params: dict[str, Scalar]) -> float:
@@ -50,7 +50,7 @@ def finish(proposal: Proposal, score: float, size: float | None = None, cap: flo
 def search(model: Surrogate, objective, runs: int, *, noise: float = 0.0, size=None, cap: float = math.inf, seed=0):
     """Run the model's proposals one after another; proxies are off by 0.2."""
     rng, history = np.random.default_rng(seed), list[Observation]()
-    top = len(model.levels) - 1
+    top = len(model.computes) - 1
     for _ in range(runs):
         proposal = model.propose(history)
         assert proposal is not None
@@ -59,11 +59,19 @@ def search(model: Surrogate, objective, runs: int, *, noise: float = 0.0, size=N
     return history
 
 
+def promotion_values(model: Surrogate, runs, parents, level: int) -> list[float]:
+    """log(value) of running each of `parents` (indices into runs) at `level`."""
+    history = model._reader.read(runs)
+    units = history.units[list(parents)]
+    values = model._model(history, model.computes).log_values(model.encoder.features(units), (level,))[:, 0]
+    return [float(v) for v in values + model._bytes.log_fits(units, history)]
+
+
 def test_it_beats_random_points_on_a_noisy_bowl() -> None:
     """30 runs, five seeds: a lower median than random search's best of 300."""
     best, random = [], []
     for seed in range(5):
-        model = Surrogate(BOWL, LEVELS[1:], cap_bytes=math.inf, seed=seed)
+        model = Surrogate(BOWL, COMPUTES[1:], cap_bytes=math.inf, seed=seed)
         history = search(model, bowl, 30, noise=0.01, seed=seed)
         best.append(min(bowl(dict(o.params)) for o in history))
         points = np.random.default_rng(seed).random((300, 5))
@@ -74,7 +82,7 @@ def test_it_beats_random_points_on_a_noisy_bowl() -> None:
 def test_a_point_forecast_over_the_cap_is_never_proposed() -> None:
     """The unconstrained best is the largest model, far over this cap; what is proposed comes close to the cap."""
     cap = 600_000.0
-    model = Surrogate(MIXED, LEVELS, cap_bytes=cap, forecast=mixed_bytes)
+    model = Surrogate(MIXED, COMPUTES, cap_bytes=cap, predict_bytes=mixed_bytes)
     history = search(model, mixed, 40, size=mixed_bytes, cap=cap)
     assert all(mixed_bytes(dict(o.params)) <= cap for o in history)
     assert max(mixed_bytes(dict(o.params)) for o in history) > 0.7 * cap
@@ -83,13 +91,13 @@ def test_a_point_forecast_over_the_cap_is_never_proposed() -> None:
 def test_measured_bytes_teach_where_the_cap_is() -> None:
     """Without a forecast the first points break the cap; most of the later ones fit."""
     cap = 600_000.0
-    model = Surrogate(MIXED, LEVELS, cap_bytes=cap)
+    model = Surrogate(MIXED, COMPUTES, cap_bytes=cap)
     history = search(model, mixed, 60, size=mixed_bytes, cap=cap)
     assert sum(o.feasible for o in history[30:]) >= 20
 
 
 def test_it_settles_on_the_best_choice_and_uses_the_conditional_parameter() -> None:
-    history = search(Surrogate(MIXED, LEVELS[1:], cap_bytes=math.inf), mixed, 45, noise=0.002)
+    history = search(Surrogate(MIXED, COMPUTES[1:], cap_bytes=math.inf), mixed, 45, noise=0.002)
     best = min(history, key=lambda o: o.val_bpb or 0.0)
     assert best.params["kind"] == "b"
     assert best.params["ema"] is True
@@ -98,19 +106,19 @@ def test_it_settles_on_the_best_choice_and_uses_the_conditional_parameter() -> N
 
 
 def test_the_first_point_is_the_middle_where_that_fits() -> None:
-    first = Surrogate(MIXED, LEVELS, cap_bytes=1e6, forecast=mixed_bytes).propose([])
+    first = Surrogate(MIXED, COMPUTES, cap_bytes=1e6, predict_bytes=mixed_bytes).propose([])
     assert first is not None
     assert first.params["lr"] == pytest.approx(10**-2.5)
     assert first.params["layers"] == 7
-    tight = Surrogate(MIXED, LEVELS, cap_bytes=1e5, forecast=mixed_bytes).propose([])
+    tight = Surrogate(MIXED, COMPUTES, cap_bytes=1e5, predict_bytes=mixed_bytes).propose([])
     assert tight is not None
     assert mixed_bytes(tight.params) <= 1e5
 
 
 def test_the_same_seed_and_history_give_the_same_proposals() -> None:
-    one = search(Surrogate(MIXED, LEVELS, cap_bytes=1e6, forecast=mixed_bytes, seed=3), mixed, 25)
-    two = search(Surrogate(MIXED, LEVELS, cap_bytes=1e6, forecast=mixed_bytes, seed=3), mixed, 25)
-    other = search(Surrogate(MIXED, LEVELS, cap_bytes=1e6, forecast=mixed_bytes, seed=4), mixed, 25)
+    one = search(Surrogate(MIXED, COMPUTES, cap_bytes=1e6, predict_bytes=mixed_bytes, seed=3), mixed, 25)
+    two = search(Surrogate(MIXED, COMPUTES, cap_bytes=1e6, predict_bytes=mixed_bytes, seed=3), mixed, 25)
+    other = search(Surrogate(MIXED, COMPUTES, cap_bytes=1e6, predict_bytes=mixed_bytes, seed=4), mixed, 25)
     assert one == two
     assert one != other
 
@@ -121,12 +129,12 @@ def test_a_new_process_with_the_memory_proposes_what_the_old_one_would(forecast)
 
     The history comes by rung, as a study's does: what was learnt in between is not at its end.
     """
-    old = Surrogate(MIXED, LEVELS, cap_bytes=2e6, forecast=forecast, seed=5)
+    old = Surrogate(MIXED, COMPUTES, cap_bytes=2e6, predict_bytes=forecast, seed=5)
     runs: list[Observation] = []
     num_fits, memory = 0, old.memory
     for _ in range(60):
         runs.sort(key=lambda o: o.level)
-        new = Surrogate(MIXED, LEVELS, cap_bytes=2e6, forecast=forecast, seed=5)
+        new = Surrogate(MIXED, COMPUTES, cap_bytes=2e6, predict_bytes=forecast, seed=5)
         new.recall(from_plain(Memory, json.loads(json.dumps(to_plain(old.memory)))))
         proposal = old.propose(runs)
         assert proposal is not None
@@ -141,7 +149,7 @@ def test_a_new_process_with_the_memory_proposes_what_the_old_one_would(forecast)
 
 def test_new_points_are_new_and_climbs_are_known() -> None:
     """No configuration runs twice at a rung, and one at full ran as a proxy first."""
-    history = search(Surrogate(MIXED, LEVELS, cap_bytes=math.inf), mixed, 50)
+    history = search(Surrogate(MIXED, COMPUTES, cap_bytes=math.inf), mixed, 50)
     seen = [(o.level, tuple(sorted(o.params.items()))) for o in history]
     assert len(set(seen)) == len(seen)
     proxies = {key for level, key in seen if level == 0}
@@ -151,28 +159,28 @@ def test_new_points_are_new_and_climbs_are_known() -> None:
 
 
 def test_the_top_rung_gets_its_share_of_gpu_seconds() -> None:
-    history = search(Surrogate(BOWL, LEVELS, cap_bytes=math.inf), bowl, 60, noise=0.01)
-    full = sum(o.level == 1 for o in history) * LEVELS[1].cost
-    proxies = sum(o.level == 0 for o in history) * LEVELS[0].cost
+    history = search(Surrogate(BOWL, COMPUTES, cap_bytes=math.inf), bowl, 60, noise=0.01)
+    full = sum(o.level == 1 for o in history) * COMPUTES[1]
+    proxies = sum(o.level == 0 for o in history) * COMPUTES[0]
     assert full / (full + proxies) > 0.25
 
 
 def test_runs_in_flight_push_the_next_proposal_away() -> None:
     """The best proposal and its neighbours lose value once it is in flight."""
-    model = Surrogate(BOWL, LEVELS[1:], cap_bytes=math.inf)
+    model = Surrogate(BOWL, COMPUTES[1:], cap_bytes=math.inf)
     history = search(model, bowl, 25, noise=0.01)
     proposal = model.propose(history)
     assert proposal is not None
     here = Observation(params=proposal.params, level=0, feasible=False)  # refused: the model learns nothing from it
     near = replace(here, params={k: min(float(v) + 0.01, 1.0) for k, v in proposal.params.items()})
-    free = model.promotion_values([*history, here, near], [25, 26], 0)
-    taken = model.promotion_values([*history, replace(here, running=True), near], [25, 26], 0)
+    free = promotion_values(model, [*history, here, near], [25, 26], 0)
+    taken = promotion_values(model, [*history, replace(here, running=True), near], [25, 26], 0)
     assert taken[0] < free[0]
     assert taken[1] < free[1]
 
 
 def test_only_climbs_and_nothing_to_climb_is_no_proposal() -> None:
-    model = Surrogate(BOWL, LEVELS, cap_bytes=math.inf)
+    model = Surrogate(BOWL, COMPUTES, cap_bytes=math.inf)
     assert model.propose([], starts=()) is None
     history = search(model, bowl, 14)
     proposal = model.propose(history, starts=())
@@ -186,7 +194,7 @@ def test_only_climbs_and_nothing_to_climb_is_no_proposal() -> None:
 
 def test_when_money_runs_out_the_best_proxy_goes_up() -> None:
     """With nine GPU-seconds left a proxy would leave too little for a full run of eight."""
-    model = Surrogate(BOWL, LEVELS, cap_bytes=math.inf)
+    model = Surrogate(BOWL, COMPUTES, cap_bytes=math.inf)
     history = search(model, bowl, 30)
     proposal = model.propose(history, remaining=8.5)
     assert proposal is not None
@@ -195,18 +203,18 @@ def test_when_money_runs_out_the_best_proxy_goes_up() -> None:
 
 def test_promotion_values_prefer_better_proxies() -> None:
     """In the order of the proxies' scores, when these are nearly noiseless."""
-    model = Surrogate(BOWL, LEVELS, cap_bytes=math.inf)
+    model = Surrogate(BOWL, COMPUTES, cap_bytes=math.inf)
     history = [o for o in search(model, bowl, 40) if o.level == 0]
     order = sorted(range(len(history)), key=lambda i: history[i].val_bpb or 0.0)
     picked = [order[0], order[len(order) // 2], order[-1]]
-    values = model.promotion_values(history, picked, 1)
+    values = promotion_values(model, history, picked, 1)
     assert values[0] > values[1]
     assert values[0] > values[2]
 
 
 def test_a_divergence_does_not_drown_the_rest() -> None:
     """Scores of 50 and failures without a score change neither order nor spacing of the good ones."""
-    reader = Reader(Surrogate(BOWL, LEVELS, cap_bytes=math.inf).encoder)
+    reader = Reader(Surrogate(BOWL, COMPUTES, cap_bytes=math.inf).encoder)
     rng = np.random.default_rng(0)
     good = [
         Observation(params={f"x{i}": float(v) for i, v in enumerate(rng.random(5))}, level=0, val_bpb=1.1 + 0.01 * k)
@@ -225,7 +233,7 @@ def test_a_divergence_does_not_drown_the_rest() -> None:
 
 def test_rungs_are_shifted_by_what_they_share() -> None:
     """Five good configurations at full, all 0.3 better than as proxies: on the common scale they are what they were."""
-    reader = Reader(Surrogate(BOWL, LEVELS, cap_bytes=math.inf).encoder)
+    reader = Reader(Surrogate(BOWL, COMPUTES, cap_bytes=math.inf).encoder)
     params = [{"x0": k / 20, "x1": 0.0, "x2": 0.0, "x3": 0.0, "x4": 0.0} for k in range(20)]
     proxies = [Observation(params=p, level=0, val_bpb=1.4 + 0.01 * k) for k, p in enumerate(params)]
     full = [Observation(params=p, level=1, val_bpb=1.1 + 0.01 * k) for k, p in enumerate(params[:5])]
@@ -244,7 +252,7 @@ def test_a_full_memory_keeps_the_top_rung_and_the_best() -> None:
 
 def test_a_proposal_after_5000_runs_is_quick() -> None:
     """Processor seconds of an ask; 0.1 to 0.2 where the cores are free, twice that where they are shared."""
-    model = Surrogate(MIXED, LEVELS, cap_bytes=math.inf)
+    model = Surrogate(MIXED, COMPUTES, cap_bytes=math.inf)
     rng = np.random.default_rng(0)
     rows = model.encoder.snap(rng.random((5000, len(MIXED))))
     history = [
