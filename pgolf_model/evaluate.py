@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -47,6 +48,7 @@ def score(
     env: DistEnv,
     *,
     precision: Literal["float32", "bfloat16"] | None = None,
+    tell: Callable[[float], None] | None = None,
 ) -> Score:
     """Score every target once, in disjoint windows of `eval_config.seq_len`; document boundaries are ignored.
 
@@ -54,9 +56,10 @@ def score(
 
     Args:
         model: on env.device, in eval mode.
-        tokens: 1-D, any integer dtype, on the CPU; a tail that fills no window is left out (atlas A3).
+        tokens: 1-D, any integer dtype, on the CPU; a tail that fills no window is left out.
         table: on the CPU.
         precision: of matrix products; bfloat16 on CUDA and float32 on the CPU by default.
+        tell: called before each batch with the fraction of this rank's windows that is done.
     Raises:
         UserError: less than one window, no bytes, or a loss that is not finite.
     """
@@ -75,6 +78,8 @@ def score(
     num_bytes = 0
     with torch.inference_mode(), torch.autocast(kind, dtype=torch.bfloat16, enabled=low_precision):
         for window in range(first, last, step):
+            if tell:
+                tell((window - first) / (last - first))
             end = min(window + step, last)
             span = tokens[window * seq_len : end * seq_len + 1].to(torch.int64)
             previous, target = span[:-1], span[1:]
@@ -130,13 +135,19 @@ def validation_set(
 
 
 def evaluate_artifact(
-    artifact: bytes, *, val: str, tokenizer: str, env: DistEnv, max_tokens: int = 0
+    artifact: bytes,
+    *,
+    val: str,
+    tokenizer: str,
+    env: DistEnv,
+    max_tokens: int = 0,
+    tell: Callable[[float], None] | None = None,
 ) -> tuple[Score, ModelConfig]:
     """Unpack, load and score; the model's config comes from the artifact, and `seconds` covers all of it.
 
     Args:
         val: dataset directory, glob or one shard; tokenizer: path of the SentencePiece model the shards were made with.
-        max_tokens: as in `validation_set`.
+        max_tokens: as in `validation_set`; tell: as in `score`.
     Raises:
         UserError: a damaged artifact, missing shards, or a vocabulary that does not fit the model's.
     """
@@ -145,5 +156,5 @@ def evaluate_artifact(
     vocab_size, seq_len = unpacked.model.vocab_size, unpacked.eval_config.seq_len
     tokens, table = validation_set(val, tokenizer, vocab_size=vocab_size, seq_len=seq_len, max_tokens=max_tokens)
     model = load_model(unpacked).to(env.device)
-    result = score(model, tokens, table, unpacked.eval_config, env)
+    result = score(model, tokens, table, unpacked.eval_config, env, tell=tell)
     return replace(result, seconds=time.perf_counter() - started), unpacked.model
