@@ -7,10 +7,10 @@ writing the repr. Standard library only, so sizing and `--help` never load torch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from math import inf
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
+from pgolf_model.checks import check_choices, check_fields, literal_options
 from pgolf_model.errors import UserError
 
 BITS_RANGE = (1, 8)  # every bitwidth below lies in it, ends included; 1 is binary, 2 ternary
@@ -19,12 +19,6 @@ BITS_RANGE = (1, 8)  # every bitwidth below lies in it, ends included; 1 is bina
 def code_limit(bits: int) -> int:
     """Largest code of a bitwidth; the smallest is its negative. One bit has the codes -1 and 1, without zero."""
     return max(1, (1 << (bits - 1)) - 1)
-
-
-@cache
-def literal_options(cls: type) -> dict[str, tuple[str, ...]]:
-    """What each field annotated `Literal[...]` may be."""
-    return {name: get_args(hint) for name, hint in get_type_hints(cls).items() if get_origin(hint) is Literal}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,14 +73,9 @@ class ModelConfig:
     bos_id: int = 1  # token that begins a document; -1 when none does
 
     def __post_init__(self) -> None:
-        for name, options in literal_options(ModelConfig).items():
-            if getattr(self, name) not in options:
-                raise UserError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
-        for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.vocab_size > 65_536:
-            raise UserError(f"vocab_size must be at most 65536 (shards are uint16), got {self.vocab_size}")
+        check_choices(self)
+        check_fields(self, "at least 1", lambda n: n >= 1, "vocab_size num_layers model_dim num_heads num_kv_heads")
+        check_fields(self, "at most 65536 (shards are uint16)", lambda n: n <= 65_536, "vocab_size")
         if self.model_dim % self.num_heads:
             step = 2 * self.num_heads  # rotary embeddings want an even head_dim
             low = self.model_dim // step * step
@@ -112,16 +101,14 @@ class ModelConfig:
                 "the looped range must satisfy 0 <= loop_start <= loop_end <= num_layers, got "
                 f"[{self.loop_start}, {self.loop_end}) and {self.num_layers} layers"
             )
-        if self.loop_repeats < 0:
-            raise UserError(f"loop_repeats must be at least 0, got {self.loop_repeats}")
+        check_fields(self, "at least 0", lambda n: n >= 0, "loop_repeats")
         if (self.loop_repeats > 0) != (self.loop_end > self.loop_start):
             raise UserError(
                 "loop_repeats and the looped range must be set together, got "
                 f"{self.loop_repeats} repeats of [{self.loop_start}, {self.loop_end})"
             )
-        for name in ("rope_base", "qk_gain_init", "logit_softcap", "embed_init_std", "gate_scale"):
-            if not 0 < getattr(self, name) < inf:
-                raise UserError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        names = "rope_base qk_gain_init logit_softcap embed_init_std gate_scale"
+        check_fields(self, "positive and finite", lambda x: 0 < x < inf, names)
         self._check_ranges()
         self._check_pairs()
 
@@ -267,36 +254,21 @@ class TrainConfig:
     compile: bool = True  # torch.compile on CUDA; on the CPU runs are too short to pay for it
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "seq_len", "micro_batch_tokens", "muon_iterations", "swa_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        names = "batch_tokens seq_len micro_batch_tokens muon_iterations swa_every"
+        check_fields(self, "at least 1", lambda n: n >= 1, names)
         if self.batch_tokens % self.seq_len:
             low = self.batch_tokens // self.seq_len * self.seq_len
             raise UserError(
                 f"batch_tokens must be divisible by seq_len, got {self.batch_tokens} and {self.seq_len}",
                 hint=f"nearest valid batch_tokens is {low or self.seq_len} or {low + self.seq_len}",
             )
-        for name in ("matrix_lr", "embed_lr", "scalar_lr", "adam_eps"):
-            if not 0 < getattr(self, name) < inf:
-                raise UserError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        for name in (
-            *("matrix_weight_decay", "embed_weight_decay", "scalar_weight_decay", "weight_decay_final"),
-            *("head_lr", "grad_clip", "reserve_seconds"),
-        ):
-            if not 0 <= getattr(self, name) < inf:
-                raise UserError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        for name in (
-            *("muon_momentum", "muon_momentum_start", "ema_decay"),
-            *("adam_beta1", "adam_beta2", "embed_beta2", "scalar_beta2"),
-        ):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in (
-            *("muon_momentum_warmup", "warmdown_fraction", "min_lr_fraction", "weight_decay_taper_start"),
-            *("swa_start", "loop_at", "qat_start"),
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        check_fields(self, "positive and finite", lambda x: 0 < x < inf, "matrix_lr embed_lr scalar_lr adam_eps")
+        names = "matrix_weight_decay embed_weight_decay scalar_weight_decay weight_decay_final head_lr grad_clip"
+        check_fields(self, "at least 0 and finite", lambda x: 0 <= x < inf, f"{names} reserve_seconds")
+        names = "muon_momentum muon_momentum_start ema_decay adam_beta1 adam_beta2 embed_beta2 scalar_beta2"
+        check_fields(self, "in [0, 1)", lambda x: 0 <= x < 1, names)
+        names = "muon_momentum_warmup warmdown_fraction min_lr_fraction weight_decay_taper_start"
+        check_fields(self, "in [0, 1]", lambda x: 0 <= x <= 1, f"{names} swa_start loop_at qat_start")
         if self.ema_decay and self.swa_start:
             raise UserError(
                 f"ema_decay and swa_start exclude each other, got {self.ema_decay} and {self.swa_start}",
@@ -347,33 +319,17 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         low, high = BITS_RANGE
-        for name, bits in (
-            ("embed_bits", (self.embed_bits,)),
-            ("attn_bits", self.attn_bits),
-            ("mlp_bits", self.mlp_bits),
-        ):
-            if not bits or not all(low <= b <= high for b in bits):
-                raise UserError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
-        for name, clips in (
-            ("embed_clip_sigmas", (self.embed_clip_sigmas,)),
-            ("attn_clip_sigmas", self.attn_clip_sigmas),
-            ("mlp_clip_sigmas", self.mlp_clip_sigmas),
-        ):
-            if not clips or not all(clip > 0 for clip in clips):
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name, options in literal_options(QuantConfig).items():
-            if getattr(self, name) not in options:
-                raise UserError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
-        for name in ("group_size", "lowrank_rank", "lowrank_tensors", "target_bytes"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("damping", "rate_weight", "max_loss_jump"):
-            if not 0 <= getattr(self, name) < inf:
-                raise UserError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        if self.calibration_tokens < 1:
-            raise UserError(f"calibration_tokens must be at least 1, got {self.calibration_tokens}")
-        if not all(target > 0 for target in self.curve_bytes):
-            raise UserError(f"curve_bytes must be positive, got {self.curve_bytes}")
+        wanted = f"in [{low}, {high}]"
+        check_fields(self, wanted, lambda bits: low <= bits <= high, "embed_bits")
+        check_fields(self, wanted, lambda many: many and all(low <= b <= high for b in many), "attn_bits mlp_bits")
+        check_fields(self, "positive", lambda clip: clip > 0, "embed_clip_sigmas")
+        names = "attn_clip_sigmas mlp_clip_sigmas"
+        check_fields(self, "positive", lambda many: many and all(clip > 0 for clip in many), names)
+        check_choices(self)
+        check_fields(self, "at least 0", lambda n: n >= 0, "group_size lowrank_rank lowrank_tensors target_bytes")
+        check_fields(self, "at least 0 and finite", lambda x: 0 <= x < inf, "damping rate_weight max_loss_jump")
+        check_fields(self, "at least 1", lambda n: n >= 1, "calibration_tokens")
+        check_fields(self, "positive", lambda many: all(target > 0 for target in many), "curve_bytes")
 
     @property
     def states(self) -> int:
@@ -413,8 +369,7 @@ class EvalConfig:
     max_tokens: int = 0  # score only so many leading tokens (proxies); 0 scores all of them
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 0:
-            raise UserError(f"max_tokens must be at least 0, got {self.max_tokens}")
+        check_fields(self, "at least 0", lambda n: n >= 0, "max_tokens")
         if self.seq_len < 1 or self.batch_tokens < self.seq_len:
             raise UserError(
                 f"eval batch_tokens must be at least seq_len >= 1, got {self.batch_tokens} and {self.seq_len}"
@@ -455,5 +410,4 @@ class RunConfig:
     seed: int = 1337
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"seed must be in [0, 2**31), got {self.seed}")
+        check_fields(self, "in [0, 2**31)", lambda n: 0 <= n < 2**31, "seed")
