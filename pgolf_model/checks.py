@@ -16,9 +16,10 @@ def check_fields(noun: object, wanted: str, is_good: Callable[[Any], bool], name
             raise UserError(f"{name} must be {wanted}, got {getattr(noun, name)}")
 
 
-def check_choices(noun: Any) -> None:
+def check_choices(noun: object) -> None:
     """Raise UserError for the first field annotated `Literal[...]` that has another value."""
-    for name, options in literal_options(type(noun)).items():
+    cls: type = type(noun)
+    for name, options in literal_options(cls).items():
         if getattr(noun, name) not in options:
             raise UserError(f"{name} must be one of {', '.join(options)}, got {getattr(noun, name)!r}")
 
