@@ -25,9 +25,9 @@ def window_starts(
 
     Args:
         loader: `sequential` goes from front to back and around. `shuffled` visits all windows in an order drawn anew
-            for every pass; it suits small batches. `strided` steps over them with a stride coprime to their number, from
-            another phase and start in every pass: mixed as well as shuffled, without a permutation in memory. `packed`
-            goes from front to back in windows that start where a document does.
+            for every pass; it suits small batches. `strided` steps over them with a stride coprime to their number,
+            from another phase and start in every pass: mixed as well as shuffled, without a permutation in memory.
+            `packed` goes from front to back in windows that start where a document does.
         position: where `sequential` and `packed` begin.
         generator: the random numbers of the other two.
     """
