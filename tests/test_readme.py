@@ -30,7 +30,7 @@ PAGES = [
     *sorted(page for room in ROOMS for page in (ROOT / room).rglob("*.md") if RESULTS not in page.parents),
 ]
 README = ROOT / "README.md"
-MAP = ROOT / "CONTRIBUTING.md"  # the page with the file tree
+MAP = ROOT / "tests" / "README.md"  # the page with the file tree
 
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 SHELLS = ("sh", "bash", "shell")  # in these blocks every line is a command; in ```console those behind "$ "

@@ -26,8 +26,9 @@ from pgolf_model.files import CONFIG_ENTRY, write_atomically
 from pgolf_model.model.gpt import GPT
 from pgolf_model.quant.quantize import check_names
 from pgolf_model.shapes import param_shapes
+from pgolf_model.ship.bench import QuantBench
 from pgolf_model.ship.calibrate import Calibration, calibrate, calibration_batches
-from pgolf_model.ship.solve import QuantBench, ship
+from pgolf_model.ship.solve import ship
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

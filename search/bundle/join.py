@@ -1,7 +1,7 @@
-"""Join the modules of `pgolf_model` into one namespace: dependencies first, every clash refused by name.
+"""Join the modules of `pgolf_model` into one namespace, dependencies first.
 
-The bundling rules of DESIGN section 5 are checked here: absolute unaliased imports, unique top-level names, nothing run
-at import. `minify` then drops what no reader of the packed script would miss.
+Three rules make that possible and are checked here: imports within the package are absolute and rename nothing,
+top-level names are unique over the whole package, and nothing runs at import. An error names the module and the name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Import:
 
     @property
     def bound(self) -> str:
-        """The name it binds; `import a.b` binds `a`."""
+        """The name that it binds; `import a.b` binds `a`."""
         return self.alias or self.name or self.module.partition(".")[0]
 
     def agrees(self, other: Import) -> bool:
@@ -40,7 +40,7 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Module:
-    """One module of the package, taken apart."""
+    """One module of the package as its parts."""
 
     name: str  # dotted, without the package's
     doc: str
@@ -51,7 +51,7 @@ class Module:
 
     @property
     def path(self) -> str:
-        """Where its source lies, from the root of the repository."""
+        """The path of its source from the root of the repository."""
         return f"{PACKAGE}/{self.name.replace('.', '/')}.py"
 
 
@@ -87,7 +87,11 @@ def join_modules(sources: Mapping[str, str], entry: str) -> tuple[Module, ...]:
 
 
 def parse_module(name: str, source: str) -> Module:
-    """Take one module apart; ValueError where it breaks a rule that can be seen in it alone."""
+    """The parts of one module.
+
+    Raises:
+        ValueError: the module breaks a rule that can be checked without the other modules.
+    """
     where = f"{PACKAGE}.{name}"
     tree = ast.parse(source)
     doc = ast.get_docstring(tree) or ""
@@ -115,7 +119,7 @@ def parse_module(name: str, source: str) -> Module:
 
 
 def format_imports(imports: Iterable[Import]) -> str:
-    """Import lines, sorted, one per module: standard library first, then the rest."""
+    """Sorted import lines, one per module: the standard library first, then other packages."""
     blocks = []
     by_origin = sorted(set(imports), key=lambda i: (_is_third_party(i), bool(i.name), i))
     for _, origin in groupby(by_origin, _is_third_party):
@@ -132,7 +136,11 @@ def format_imports(imports: Iterable[Import]) -> str:
 
 
 def _read_import(node: ast.Import | ast.ImportFrom, where: str) -> tuple[list[tuple[str, str]], list[Import]]:
-    """What an import takes from the package, and what from elsewhere; ValueError where it breaks a rule."""
+    """The names that an import takes from the package as (module, name), and the imports from elsewhere.
+
+    Raises:
+        ValueError: the import breaks a rule.
+    """
     line = f"{where}:{node.lineno}: {ast.unparse(node)!r}"
     if isinstance(node, ast.Import):
         if any(alias.name.partition(".")[0] == PACKAGE for alias in node.names):
@@ -158,7 +166,7 @@ def _read_import(node: ast.Import | ast.ImportFrom, where: str) -> tuple[list[tu
 
 
 def _check_names(modules: tuple[Module, ...]) -> None:
-    """Refuse a name that means two things once all modules share one namespace."""
+    """Raise ValueError for a name that would mean two things once all modules share one namespace."""
     owner: dict[str, str] = {}  # defined name -> module
     for module in modules:
         for name in (name for statement in module.body for name in defines(statement)):
@@ -183,7 +191,7 @@ def _check_names(modules: tuple[Module, ...]) -> None:
 
 
 def defines(statement: ast.stmt) -> Iterator[str]:
-    """Top-level names that a definition or an assignment binds."""
+    """The top-level names that a definition or an assignment binds."""
     if isinstance(statement, DEFINITIONS):
         yield statement.name
         return

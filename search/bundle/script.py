@@ -1,11 +1,9 @@
 """Make `pgolf_model` one file: the self-extracting `train_gpt.py` that every trial runs, and a readable one.
 
-The modules that `pgolf_model.main` reaches are put in dependency order, their imports of each other dropped and all
-other imports hoisted. The packed form keeps the names of functions, parameters and attributes (tracebacks stay
-readable) but loses those of local variables, comments, docstrings, annotations nobody reads and definitions nobody
-uses; LZMA2 and base85 then bring it to a third. The config stays outside the compressed body, as the last lines of
-the script, so that a bundle costs microseconds once the body is known, and the values that were run can be read in the
-file that was run.
+The modules that `pgolf_model.main` reaches are put in dependency order; their imports of each other go, all other
+imports move to the top. `minify` shortens the source, then LZMA2 and base85 bring it to 38 %. The config is not
+compressed: it stands in the last lines of the script. So a bundle costs microseconds once the body is known, and the
+file that was run shows the values that it was run with.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import base64
 import contextlib
 import hashlib
 import lzma
-import os
 import re
 import sys
 from collections.abc import Iterable
@@ -25,17 +22,19 @@ from pathlib import Path
 
 from pgolf_model.config import RunConfig
 from pgolf_model.errors import UserError
+from pgolf_model.files import write_atomically
 from search.bundle.join import PACKAGE, Module, format_imports, join_modules
 from search.bundle.minify import minify
 
 ENTRY = "main"  # the module whose `main(CONFIG)` the script runs
+ROOTS = ("main", "RunConfig")  # the names that the script's last lines use
 UNPACKED_NAME = "<train_gpt>"  # what tracebacks call the unpacked source; registered in linecache
-ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})  # DESIGN section 5
+ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})  # that a script may import
 
-# Raw LZMA2 has no header but its chunks' own, and text has no alignment (pb 0). Measured on this package's 59,928
-# characters: 16,563 bytes at lc 3, at most 93 more at another lc, 46 more at pb 2, 193 more with zstd-22, 39 with bz2,
-# 1,062 with zlib-9. base85 adds a quarter. Raw bytes in a Latin-1 source would add 3 %, but make a file that editors,
-# git and web pages mangle, to save 0.02 % of the cap.
+# Raw LZMA2 has no header but its chunks' own, and text has no alignment (pb 0). Measured on 2026-12-01, 128,408
+# characters: 37,488 bytes at lc 3, 65 to 215 more at another lc, 47 more at pb 2, 848 more with zstd-22, 3,731 with
+# zlib-9, 205 less with bz2 (39 more while the package was half as long). base85 adds a quarter. Raw bytes in a Latin-1
+# source would add 3 % and save 0.05 % of the cap, but editors, git and web pages would mangle the file.
 _LZMA_FILTERS = [
     {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 2**20, "lc": 3, "lp": 0, "pb": 0}
 ]
@@ -60,13 +59,23 @@ def bundle(config: RunConfig) -> bytes:
     """The self-extracting `train_gpt.py` of a config: the same bytes every time under one Python version.
 
     Raises:
-        UserError: the package breaks a bundling rule (DESIGN section 5); names the module and the name.
+        ValueError: the package breaks a bundling rule (see `join`); names the module and the name.
     """
-    return _packed_package() + _TAIL.format(config=compact_repr(config)).encode()
+    return _packed_package() + _tail(config)
+
+
+def script_around(source: str, config: RunConfig) -> bytes:
+    """The self-extracting script of a program that is given as source text, with a config."""
+    return self_extracting(source) + _tail(config)
+
+
+def _tail(config: RunConfig) -> bytes:
+    """The last lines of the script: the config as plain text, and the call that runs it."""
+    return _TAIL.format(config=compact_repr(config)).encode()
 
 
 def code_bytes(config: RunConfig) -> int:
-    """Size of `bundle(config)`: what the cap counts beside the model."""
+    """The size of `bundle(config)`, which the cap counts beside the model."""
     return len(bundle(config))
 
 
@@ -91,7 +100,7 @@ def self_extracting(source: str) -> bytes:
 
 
 def unpack_script(script: bytes) -> str:
-    """The Python source that a script really runs: the unpacked body and its config, or the script itself.
+    """The Python source that a script runs: the unpacked body and its config, or the script itself if it is not packed.
 
     Raises:
         UserError: it looks packed and does not unpack, or is not UTF-8.
@@ -108,7 +117,7 @@ def unpack_script(script: bytes) -> str:
 
 
 def foreign_imports(source: str, allowed: Iterable[str] = ALLOWED_PACKAGES) -> list[str]:
-    """Packages that `source` imports anywhere and that are neither standard library nor `allowed`, sorted.
+    """The packages that `source` imports anywhere and that are neither standard library nor `allowed`, sorted.
 
     Raises:
         UserError: it is not Python.
@@ -127,7 +136,7 @@ def foreign_imports(source: str, allowed: Iterable[str] = ALLOWED_PACKAGES) -> l
 
 
 def compact_repr(value: object) -> str:
-    """`repr` of a config that leaves out fields at their default; evaluates to an equal value."""
+    """The `repr` of a config without the fields that have their default value; it evaluates to an equal config."""
     if not is_dataclass(value) or isinstance(value, type):
         return repr(value)
     parts = []
@@ -142,13 +151,13 @@ def compact_repr(value: object) -> str:
 
 
 def _spread_repr(config: RunConfig) -> str:
-    """`repr` of a config, one section per line."""
+    """The `repr` of a config with one section per line."""
     sections = "".join(f"    {f.name}={getattr(config, f.name)!r},\n" for f in fields(config))
     return f"RunConfig(\n{sections})"
 
 
 def package_sources() -> dict[str, str]:
-    """Dotted module name without the package's -> source text of the installed package."""
+    """The source text of every module of the installed package, by dotted name without the package's."""
     folder = Path(__file__).parents[2] / PACKAGE
     paths = (path for path in sorted(folder.rglob("*.py")) if path.name != "__init__.py")
     return {".".join(p.relative_to(folder).with_suffix("").parts): p.read_text(encoding="utf-8") for p in paths}
@@ -160,13 +169,13 @@ def _package_modules() -> tuple[Module, ...]:
 
 
 def pack_package() -> bytes:
-    """Everything in the script but its config: 0.3 s of joining, stripping and compressing."""
-    return self_extracting(minify(_package_modules(), roots=("main", "RunConfig")))
+    """Everything in the script but its config: 0.9 s of joining, minifying and compressing."""
+    return self_extracting(minify(_package_modules(), roots=ROOTS))
 
 
 @cache
 def _packed_package() -> bytes:
-    """`pack_package`, kept on disk under a hash of all it depends on: `pgolf size` takes 0.1 s instead of 0.4 s."""
+    """`pack_package`, kept on disk under a hash of all that it depends on, so that `pgolf size` need not pack again."""
     code = "".join(package_sources().values()) + sys.version
     code += "".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py")))
     kept = Path(__file__).parent / "__pycache__" / f"train_gpt.{hashlib.sha256(code.encode()).hexdigest()[:32]}.packed"
@@ -175,7 +184,5 @@ def _packed_package() -> bytes:
     packed = pack_package()
     with contextlib.suppress(OSError):  # an installation that cannot be written to packs again each time
         kept.parent.mkdir(exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(packed)
-        os.replace(temporary, kept)
+        write_atomically(kept, packed)
     return packed

@@ -1,4 +1,4 @@
-"""`pgolf pareto`: the page of bpb against bytes, or its points as JSON or CSV."""
+"""`pgolf pareto`: the page of bpb against bytes, its main figure as a PNG, or its points as JSON or CSV."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from pgolf_model.files import write_atomically
+from search.commands import options
+from search.commands.tables import print_json
 
 if TYPE_CHECKING:
     from search.look.analysis import Analysis
@@ -15,58 +19,71 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("study")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Page to write [default: in the study].")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and write no page.")
+@click.option(
+    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw the main figure there and write no page."
+)
+@options.as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print the points as CSV and write no page.")
-def pareto(study: str, out: Path | None, as_json: bool, as_csv: bool) -> None:
+def pareto(study: str, out: Path | None, png: Path | None, as_json: bool, as_csv: bool) -> None:
     """Write the page of val_bpb against bytes, every trial and its front on it.
 
     STUDY is a study's name, its folder, or its TOML file. The page is one HTML file that needs no network; its path
-    is printed.
+    is printed. --png draws its main figure alone, small enough for a README; that needs Chromium or Chrome.
 
     \b
     Example:
       pgolf pareto demo
       pgolf pareto demo --csv > points.csv
+      pgolf pareto demo --png pareto.png
     """
-    import json
-
     from search.look.analysis import analyse
     from search.study.config import load_study
     from search.study.ledger import read_records
     from search.study.lock import driver_alive
 
-    if as_json + as_csv + (out is not None) > 1:
-        raise click.UsageError("--out, --json and --csv exclude each other")
+    if as_json + as_csv + (out is not None) + (png is not None) > 1:
+        raise click.UsageError("--out, --png, --json and --csv exclude each other")
     config = load_study(study)
     analysis = analyse(config, read_records(config), alive=driver_alive(config))
     if as_json:
-        click.echo(json.dumps(document(config, analysis), indent=1, allow_nan=False))
+        print_json(document(config, analysis))
     elif as_csv:
         click.echo(csv_text(analysis), nl=False)
+    elif png is not None:
+        click.echo(write_picture(config, analysis, png))
     else:
         click.echo(write_report(config, analysis, out))
 
 
 def write_report(study: StudyConfig, analysis: Analysis, out: Path | None = None) -> Path:
-    """Write the page, whole or not at all, and say where it is."""
-    import os
+    """Write the page, whole or not at all, and return its path."""
     import time
 
     from search.report.page import REPORT_FILE, report_html
 
-    path = (out or study.dir / REPORT_FILE).absolute()
     unfinished = sum(point.status in ("running", "interrupted") for point in analysis.points)
     state = f"{len(analysis.points)} trials" + (f", {unfinished} not ended" if unfinished else "")
     made = f"Written by pgolf pareto on {time.strftime('%Y-%m-%d at %H:%M')} with {state}, from {study.dir}."
+    return _written(out or study.dir / REPORT_FILE, report_html(study, analysis, made=made).encode())
+
+
+def write_picture(study: StudyConfig, analysis: Analysis, out: Path) -> Path:
+    """Write the main figure as a PNG, whole or not at all, and return its path."""
+    from search.report.picture import picture_png
+
+    return _written(out, picture_png(study, analysis))
+
+
+def _written(path: Path, content: bytes) -> Path:
+    """The full path of a file, written whole or not at all."""
+    path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(report_html(study, analysis, made=made), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, content)
     return path
 
 
 def document(study: StudyConfig, analysis: Analysis) -> dict[str, object]:
-    """What `pgolf pareto --json` prints."""
+    """The document that `pgolf pareto --json` prints."""
     from space.plain import to_plain
 
     head = {

@@ -1,1 +1,1 @@
-"""The page of bpb against bytes and its figures."""
+"""The page of bits per byte against bytes, its figures, and its main figure as a picture."""

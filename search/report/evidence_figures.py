@@ -1,20 +1,26 @@
-"""The figures beside it: do proxies rank, were bytes forecast well, does the search still improve, what do knobs do."""
+"""The smaller figures, each of which answers one question about the search.
+
+Do proxies rank trials as full runs do? Were bytes forecast well? Does the search still improve? What did each knob do?
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from itertools import pairwise
 from math import ceil, floor, log10
 
 from search.look.analysis import Analysis, Point
-from search.report.style import GREY, Figure, Trace, base_layout, byte_unit, rung_style, show, view_range
+from search.report.figure_style import GREY, Figure, Trace, base_layout, byte_unit, rung_style, view_range
+from search.report.texts import figure_text, score_text, short_text
 from search.study.config import StudyConfig
 from search.study.statistics import spearman
 from space.params import Scalar
 
+AXIS_CHARACTERS = 28  # that fit side by side under a knob's small figure
+
 
 def rank_figure(study: StudyConfig, analysis: Analysis) -> Figure | None:
-    """Scores at a rung against the scores of the same configurations at the next; None without any pair."""
+    """Scores at a rung against the scores of the same configurations at the next rung; None without any pair."""
     traces: list[Trace] = []
     for agreement in analysis.rank_agreement:
         if not agreement.pairs:
@@ -25,19 +31,16 @@ def rank_figure(study: StudyConfig, analysis: Analysis) -> Figure | None:
             {
                 "type": "scatter",
                 "mode": "markers+text",
-                "name": f"{agreement.lower} to {agreement.upper}",
+                "name": figure_text(f"{agreement.lower} to {agreement.upper}"),
                 "x": [a.val_bpb for a, _ in both],
                 "y": [b.val_bpb for _, b in both],
-                "text": [b.label or f"{b.number:04d}" for _, b in both],
+                "text": [figure_text(b.label) or f"{b.number:04d}" for _, b in both],
                 "textposition": _alternating([a.val_bpb or 0.0 for a, _ in both]),
                 "textfont": {"size": 11},
                 "cliponaxis": False,
                 "marker": {"color": colour, "symbol": symbol, "size": 10},
                 "customdata": [b.trial_id for _, b in both],
-                "hovertext": [
-                    f"<b>{escape(a.trial_id)}</b> {a.val_bpb:.4f}<br><b>{escape(b.trial_id)}</b> {b.val_bpb:.4f}"
-                    for a, b in both
-                ],
+                "hovertext": [f"{score_text(a)}<br>{score_text(b)}" for a, b in both],
                 "hoverinfo": "text",
             }
         )
@@ -52,48 +55,18 @@ def rank_figure(study: StudyConfig, analysis: Analysis) -> Figure | None:
         "layout": {
             **base_layout(),
             "showlegend": len(traces) > 1,
-            "xaxis": {"title": {"text": f"val_bpb at {escape(below)}"}, "range": list(x_range)},
-            "yaxis": {"title": {"text": f"val_bpb at {escape(above)}"}, "range": list(y_range)},
+            "xaxis": {"title": {"text": f"val_bpb at {figure_text(below)}"}, "range": list(x_range)},
+            "yaxis": {"title": {"text": f"val_bpb at {figure_text(above)}"}, "range": list(y_range)},
         },
     }
 
 
 def forecast_figure(study: StudyConfig, analysis: Analysis) -> Figure | None:
-    """Forecast against packed bytes, with the forecast's interval and the cap; None when there is no pair."""
+    """Forecast bytes against packed bytes, with the forecast's interval; None when there is no pair."""
     scale, unit = byte_unit(study)
     rows = [p for p in analysis.points if p.artifact_bytes and p.predicted_bytes]
     if not rows:
         return None
-    traces = []
-    for rung in study.rungs:
-        at = [(p, p.artifact_bytes or 0, p.predicted_bytes or 0) for p in rows if p.rung == rung.name]
-        colour, symbol = rung_style(study, rung.name)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": escape(rung.name),
-                "x": [predicted / scale for _, _, predicted in at],
-                "y": [actual / scale for _, actual, _ in at],
-                "error_x": {
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 1,
-                    "width": 0,
-                    "color": colour,
-                    "array": [((p.predicted_high or predicted) - predicted) / scale for p, _, predicted in at],
-                    "arrayminus": [(predicted - (p.predicted_low or predicted)) / scale for p, _, predicted in at],
-                },
-                "marker": {"color": colour, "symbol": symbol, "size": 8},
-                "customdata": [p.trial_id for p, _, _ in at],
-                "hovertext": [
-                    f"<b>{escape(p.trial_id)}</b><br>forecast {predicted:,} B<br>packed {actual:,} B "
-                    f"({actual / predicted - 1:+.2%})"
-                    for p, actual, predicted in at
-                ],
-                "hoverinfo": "text",
-            }
-        )
     everything = [b / scale for p in rows for b in (p.artifact_bytes, p.predicted_bytes) if b]
     pad = 0.06 * ((max(everything) - min(everything)) or max(everything))
     low, high = min(everything) - pad, max(everything) + pad
@@ -107,6 +80,7 @@ def forecast_figure(study: StudyConfig, analysis: Analysis) -> Figure | None:
         "hoverinfo": "skip",
         "showlegend": False,
     }
+    traces = [_forecast_trace(study, rung.name, [p for p in rows if p.rung == rung.name]) for rung in study.rungs]
     return {
         "data": [equal, *(t for t in traces if t["x"])],
         "layout": {
@@ -115,6 +89,37 @@ def forecast_figure(study: StudyConfig, analysis: Analysis) -> Figure | None:
             "yaxis": {"title": {"text": f"packed ({unit})"}, "range": [low, high]},
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         },
+    }
+
+
+def _forecast_trace(study: StudyConfig, rung: str, rows: Sequence[Point]) -> Trace:
+    """One rung's trials, all with forecast and packed bytes."""
+    scale, _ = byte_unit(study)
+    colour, symbol = rung_style(study, rung)
+    at = [(p, p.artifact_bytes or 0, p.predicted_bytes or 0) for p in rows]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": figure_text(rung),
+        "x": [predicted / scale for _, _, predicted in at],
+        "y": [actual / scale for _, actual, _ in at],
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "thickness": 1,
+            "width": 0,
+            "color": colour,
+            "array": [((p.predicted_high or predicted) - predicted) / scale for p, _, predicted in at],
+            "arrayminus": [(predicted - (p.predicted_low or predicted)) / scale for p, _, predicted in at],
+        },
+        "marker": {"color": colour, "symbol": symbol, "size": 8},
+        "customdata": [p.trial_id for p, _, _ in at],
+        "hovertext": [
+            f"<b>{figure_text(p.trial_id)}</b><br>forecast {predicted:,} B<br>packed {actual:,} B "
+            f"({actual / predicted - 1:+.2%})"
+            for p, actual, predicted in at
+        ],
+        "hoverinfo": "text",
     }
 
 
@@ -146,20 +151,26 @@ def history_figure(study: StudyConfig, analysis: Analysis) -> Figure | None:
                 "y": [p.val_bpb for p in rows],
                 **group,
                 "marker": marker,
-                "name": escape(rung.name),
+                "name": figure_text(rung.name),
                 "customdata": [p.trial_id for p in rows],
-                "hovertext": [f"<b>{escape(p.trial_id)}</b> {p.val_bpb:.4f}" for p in rows],
+                "hovertext": [score_text(p) for p in rows],
                 "hoverinfo": "text",
             },
         ]
-    y_range, _ = view_range([p.val_bpb for p in analysis.points if p.val_bpb is not None])
-    if not any(t["x"] for t in traces):
+    scored = [p for p in analysis.points if p.val_bpb is not None]
+    if not scored:
         return None
+    last = max(p.number for p in scored)
+    y_range, _ = view_range([p.val_bpb or 0.0 for p in scored])
+    pad = max(0.5, 0.03 * last)  # so that no marker is cut at the edge
+    axis: Figure = {"title": {"text": "trial number at its rung"}, "range": [-pad, last + pad]}
+    if last < 6:
+        axis["dtick"] = 1  # no halves of trials
     return {
         "data": [t for t in traces if t["x"]],
         "layout": {
             **base_layout(),
-            "xaxis": {"title": {"text": "trial number at its rung"}, "rangemode": "nonnegative"},
+            "xaxis": axis,
             "yaxis": {"title": {"text": "val_bpb"}, "range": list(y_range)},
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         },
@@ -196,7 +207,7 @@ def _knob_figure(
     trace = {
         "type": "scatter",
         "mode": "markers",
-        "x": [str(v) for v in values] if axis["type"] == "category" else values,
+        "x": [figure_text(str(v)) for v in values] if axis["type"] == "category" else values,
         "y": [p.val_bpb for p in rows],
         "marker": {
             "color": [colour if p.feasible else GREY for p in rows],
@@ -204,9 +215,7 @@ def _knob_figure(
             "symbol": [symbol if p.trial_id in promoted else f"{symbol}-open" for p in rows],
         },
         "customdata": [p.trial_id for p in rows],
-        "hovertext": [
-            f"<b>{escape(p.trial_id)}</b> {p.val_bpb:.4f}<br>{escape(name)} = {show(p.params[name])}" for p in rows
-        ],
+        "hovertext": [f"{score_text(p)}<br>{figure_text(f'{name} = {short_text(p.params[name])}')}" for p in rows],
         "hoverinfo": "text",
     }
     layout = {
@@ -223,8 +232,7 @@ def _knob_figure(
 def _knob_axis(values: Sequence[Scalar]) -> Figure:
     """A category axis for names and switches, logarithmic for a wide range of positive numbers, linear otherwise."""
     if not all(_is_number(v) for v in values):
-        names = sorted({str(v) for v in values})
-        return {"type": "category", "categoryarray": names, "range": [-0.5, len(names) - 0.5]}
+        return _name_axis(sorted({str(v) for v in values}))
     distinct = sorted({float(v) for v in values})
     low, high = distinct[0], distinct[-1]
     if low > 0 and high / low >= 8 and len(distinct) > 4:
@@ -238,11 +246,30 @@ def _knob_axis(values: Sequence[Scalar]) -> Figure:
         }
     pad = 0.07 * (high - low)
     axis: Figure = {"type": "linear", "range": [low - pad, high + pad], "nticks": 6}
-    return axis | {"tickvals": distinct} if len(distinct) <= 6 else axis
+    labels = [f"{v:g}" if v.is_integer() else f"{v:.3g}" for v in distinct]
+    closest = min(b - a for a, b in pairwise(distinct)) / (high - low)
+    if len(distinct) <= 6 and closest * AXIS_CHARACTERS > max(map(len, labels)):
+        axis |= {"tickvals": distinct, "ticktext": labels, "tickangle": 0}
+    return axis
+
+
+def _name_axis(names: Sequence[str]) -> Figure:
+    """A category axis whose labels are cut to the room that each has."""
+    room = max(4, AXIS_CHARACTERS // len(names))
+    labels = [name if len(name) <= room else name[: room - 1] + "…" for name in names]
+    categories = [figure_text(name) for name in names]
+    return {
+        "type": "category",
+        "categoryarray": categories,
+        "range": [-0.5, len(names) - 0.5],
+        "tickvals": categories,
+        "ticktext": [figure_text(label) for label in labels],
+        "tickangle": 0,
+    }
 
 
 def _alternating(values: Sequence[float]) -> list[str]:
-    """Text above and below in turn along the axis, so that neighbours' names do not collide."""
+    """Where each point's text stands: above and below in turn along the axis, so that neighbours' names do not meet."""
     order = sorted(range(len(values)), key=lambda i: values[i])
     place = {i: n for n, i in enumerate(order)}
     return ["bottom center" if place[i] % 2 else "top center" for i in range(len(values))]

@@ -1,12 +1,11 @@
-"""The figure everybody came for: bits per byte against bytes, the cap, the front, and who was promoted."""
+"""The main figure: bits per byte against bytes, with the cap, the fronts, and a line from each trial to its parent."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from search.look.analysis import Analysis, Point
-from search.report.style import (
+from search.report.figure_style import (
     CAP_COLOUR,
     GREY,
     UNSCORED_BAND,
@@ -15,32 +14,39 @@ from search.report.style import (
     Trace,
     base_layout,
     byte_unit,
-    hover_text,
     rung_style,
     vertical_line,
     view_range,
 )
+from search.report.texts import figure_text, hover_text
 from search.study.config import StudyConfig
 
 
 def pareto_figure(study: StudyConfig, analysis: Analysis) -> Figure:
-    """val_bpb against artifact bytes: every trial, every rung's front, the cap."""
-    scale, unit = byte_unit(study)
-    cap = study.caps.artifact_bytes / scale
+    """The figure of val_bpb against artifact bytes: every trial, every rung's front, the cap."""
+    scale, _ = byte_unit(study)
     scored = [p for p in analysis.points if p.val_bpb is not None]
-    unscored = [p for p in analysis.points if p.val_bpb is None]
-    shown = [p.val_bpb or 0.0 for p in scored] + [f.val_bpb for f in analysis.full_forecasts]
-    y_range, _ = view_range(shown)
+    unscored = [p for p in analysis.points if p.val_bpb is None and p.predicted_bytes]
     x_range = _byte_view([p.artifact_bytes or 0 for p in scored], study.caps.artifact_bytes)
+    scores = [p.val_bpb or 0.0 for p in scored] + [f.val_bpb for f in analysis.full_forecasts]
+    y_range, _ = view_range(scores, margin=0.09)  # the best trial's name fits below it
     traces = [_promotions(scored, study, scale), *_curves(study, scored, scale)]
     for place, rung in enumerate(study.rungs):
         traces += _front(study, analysis, rung.name, scale, top=rung.name == analysis.front_rung)
         traces += _rung_markers(study, analysis, [p for p in scored if p.rung == rung.name], place, scale)
     traces += [_over_cap(study, scored, scale), _forecasts(study, analysis, scale)]
     traces += _rings(analysis, scale)
-    traces += [_unscored(study, [p for p in unscored if p.predicted_bytes], scale, x_range)]
-    has_band = any(p.predicted_bytes for p in unscored)
-    band = UNSCORED_BAND if has_band else 0.0
+    traces += [_unscored(study, unscored, scale, x_range)]
+    layout = _layout(study, x_range, y_range, has_band=bool(unscored))
+    return {"data": [t for t in traces if t.get("x")], "layout": layout}
+
+
+def _layout(
+    study: StudyConfig, x_range: tuple[float, float], y_range: tuple[float, float], *, has_band: bool
+) -> Figure:
+    """The axes, the cap as a line with a shade behind it, and below all a band for trials without a score."""
+    scale, unit = byte_unit(study)
+    cap = study.caps.artifact_bytes / scale
     layout: Figure = {
         **base_layout(),
         "xaxis": {
@@ -48,7 +54,11 @@ def pareto_figure(study: StudyConfig, analysis: Analysis) -> Figure:
             "range": [x_range[0] / scale, x_range[1] / scale],
             "anchor": "y2" if has_band else "y",
         },
-        "yaxis": {"title": {"text": "val_bpb, lower is better"}, "range": list(y_range), "domain": [band and 0.12, 1]},
+        "yaxis": {
+            "title": {"text": "val_bpb, lower is better"},
+            "range": list(y_range),
+            "domain": [0.12 if has_band else 0.0, 1],
+        },
         "shapes": [
             vertical_line(cap, CAP_COLOUR),
             {
@@ -65,13 +75,13 @@ def pareto_figure(study: StudyConfig, analysis: Analysis) -> Figure:
                 "layer": "below",
             },
         ],
-        "annotations": [_cap_label(study, cap, unit, in_view=cap * scale <= x_range[1])],
+        "annotations": [_cap_label(study, cap, in_view=cap * scale <= x_range[1])],
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},
         "hovermode": "closest",
     }
     if has_band:
         layout["yaxis2"] = {
-            "domain": [0, band],
+            "domain": [0, UNSCORED_BAND],
             "range": [-1, 1],
             "fixedrange": True,
             "showgrid": False,
@@ -79,12 +89,13 @@ def pareto_figure(study: StudyConfig, analysis: Analysis) -> Figure:
             "tickvals": [0],
             "ticktext": ["no score"],
         }
-    return {"data": [t for t in traces if t.get("x")], "layout": layout}
+    return layout
 
 
 def _rung_markers(
     study: StudyConfig, analysis: Analysis, rows: Sequence[Point], place: int, scale: float
 ) -> list[Trace]:
+    """One rung's trials that fit under the caps, with the spread over their seeds."""
     feasible = [p for p in rows if p.feasible]
     if not feasible:
         return []
@@ -94,7 +105,7 @@ def _rung_markers(
     return [
         {
             **_scatter(study, feasible, scale),
-            "name": f"{escape(name)} ({len(feasible)})",
+            "name": f"{figure_text(name)} ({len(feasible)})",
             "legendgroup": name,
             "legendrank": 100 - place,
             "marker": {"color": colour, "symbol": symbol, "size": 11 if top else 9, "opacity": 1 if top else 0.85},
@@ -110,6 +121,7 @@ def _rung_markers(
 
 
 def _over_cap(study: StudyConfig, scored: Sequence[Point], scale: float) -> Trace:
+    """Trials that were measured to break a cap: grey and hollow, in the symbol of their rung."""
     rows = [p for p in scored if not p.feasible]
     symbols = [f"{rung_style(study, p.rung)[1]}-open" for p in rows]
     return {
@@ -121,7 +133,7 @@ def _over_cap(study: StudyConfig, scored: Sequence[Point], scale: float) -> Trac
 
 
 def _forecasts(study: StudyConfig, analysis: Analysis, scale: float) -> Trace:
-    """Forecast scores at the top rung, hollow, with 90 % whiskers, at the size that is measured or forecast."""
+    """Forecast scores at the top rung: hollow, with 90 % intervals, at the measured or else the forecast size."""
     place = {p.trial_id: p for p in analysis.points}
     rows = [(f, place[f.trial_id]) for f in analysis.full_forecasts]
     colour, symbol = rung_style(study, study.rungs[-1].name)
@@ -130,10 +142,9 @@ def _forecasts(study: StudyConfig, analysis: Analysis, scale: float) -> Trace:
         "mode": "markers",
         "x": [(p.artifact_bytes or p.predicted_bytes or 0) / scale for _, p in rows],
         "y": [f.val_bpb for f, _ in rows],
-        "name": f"forecast at {escape(study.rungs[-1].name)} ({len(rows)})",
+        "name": f"forecast at {figure_text(study.rungs[-1].name)} ({len(rows)})",
         "legendrank": 250,
         "marker": {"color": colour, "symbol": f"{symbol}-open-dot", "size": 9},
-        "opacity": 0.7,
         "error_y": {
             "type": "data",
             "symmetric": False,
@@ -145,9 +156,9 @@ def _forecasts(study: StudyConfig, analysis: Analysis, scale: float) -> Trace:
         },
         "customdata": [p.trial_id for _, p in rows],
         "hovertext": [
-            f"<b>{escape(p.trial_id)}</b>, forecast at {escape(f.rung)} from its {f.source}<br><b>{f.val_bpb:.4f}</b> "
-            f"bpb, 50 % {f.low50:.4f} to {f.high50:.4f}, 90 % {f.low90:.4f} to {f.high90:.4f}<br>"
-            f"from {f.num_pairs} earlier trials"
+            f"<b>{figure_text(p.trial_id)}</b>, forecast at {figure_text(f.rung)} from its {f.source}<br>"
+            f"<b>{f.val_bpb:.4f}</b> bpb, 50 % {f.low50:.4f} to {f.high50:.4f}, "
+            f"90 % {f.low90:.4f} to {f.high90:.4f}<br>from {f.num_pairs} earlier trials"
             for f, p in rows
         ],
         "hoverinfo": "text",
@@ -155,7 +166,7 @@ def _forecasts(study: StudyConfig, analysis: Analysis, scale: float) -> Trace:
 
 
 def _unscored(study: StudyConfig, rows: Sequence[Point], scale: float, view: tuple[float, float]) -> Trace:
-    """Trials that never got a score, at their forecast size; those beyond the view stand at its edge as arrows."""
+    """Trials without a score, at their forecast size; a trial beyond the view is an arrow at its edge."""
     edge = view[1] - 0.012 * (view[1] - view[0])
     return {
         "type": "scatter",
@@ -183,7 +194,7 @@ def _unscored(study: StudyConfig, rows: Sequence[Point], scale: float, view: tup
 
 
 def _front(study: StudyConfig, analysis: Analysis, rung: str, scale: float, *, top: bool) -> list[Trace]:
-    """The step line of what is reachable at each size, drawn on to the cap."""
+    """A rung's front as a step line, the lowest val_bpb known at each size, drawn on to the cap."""
     rows = [analysis.point(trial_id) for trial_id in analysis.fronts[rung]]
     if not rows:
         return []
@@ -198,7 +209,7 @@ def _front(study: StudyConfig, analysis: Analysis, rung: str, scale: float, *, t
             "y": ys,
             "hoverinfo": "skip",
             "line": line if top else line | {"dash": "dot"},
-            "name": f"front at {escape(rung)}",
+            "name": f"front at {figure_text(rung)}",
             "legendgroup": rung,
             "showlegend": top,
             "opacity": 1 if top else 0.7,
@@ -208,7 +219,7 @@ def _front(study: StudyConfig, analysis: Analysis, rung: str, scale: float, *, t
 
 
 def _promotions(scored: Sequence[Point], study: StudyConfig, scale: float) -> Trace:
-    """One thin line from every promoted trial to the run it came from; the legend switches them off."""
+    """One thin line from every promoted trial to the trial it was promoted from; the legend switches them off."""
     below = dict(zip((r.name for r in study.rungs[1:]), (r.name for r in study.rungs), strict=False))
     place = {(p.rung, p.number): p for p in scored}
     xs: list[float | None] = []
@@ -232,7 +243,7 @@ def _promotions(scored: Sequence[Point], study: StudyConfig, scale: float) -> Tr
 
 
 def _curves(study: StudyConfig, scored: Sequence[Point], scale: float) -> list[Trace]:
-    """A thin line through each trial that was packed to several sizes: what its weights score at other budgets."""
+    """A thin line through each trial that was packed to several sizes: the scores of its weights at those sizes."""
     traces: list[Trace] = []
     for rung in study.rungs:
         xs: list[float | None] = []
@@ -244,7 +255,7 @@ def _curves(study: StudyConfig, scored: Sequence[Point], scale: float) -> list[T
             xs += [*(size / scale for size, _ in points), None]
             ys += [*(bpb for _, bpb in points), None]
             texts += [
-                f"<b>{escape(p.trial_id)}</b> packed to {size:,} B<br><b>{bpb:.4f}</b> bpb" for size, bpb in points
+                f"<b>{figure_text(p.trial_id)}</b> packed to {size:,} B<br><b>{bpb:.4f}</b> bpb" for size, bpb in points
             ]
             texts.append("")
             trials += [p.trial_id] * (len(points) + 1)
@@ -255,7 +266,7 @@ def _curves(study: StudyConfig, scored: Sequence[Point], scale: float) -> list[T
                 "mode": "lines+markers",
                 "x": xs,
                 "y": ys,
-                "name": f"other sizes of {escape(rung.name)}",
+                "name": f"other sizes of {figure_text(rung.name)}",
                 "customdata": trials,
                 "hovertext": texts,
                 "hoverinfo": "text",
@@ -269,7 +280,7 @@ def _curves(study: StudyConfig, scored: Sequence[Point], scale: float) -> list[T
 
 
 def _rings(analysis: Analysis, scale: float) -> list[Trace]:
-    """The best and the control, ringed and named."""
+    """Rings around the best trial and the control, with their names."""
     names: dict[str, list[str]] = {}
     for name, trial_id in (("best", analysis.best), ("control", analysis.control)):
         if trial_id:
@@ -292,6 +303,7 @@ def _rings(analysis: Analysis, scale: float) -> list[Trace]:
 
 
 def _scatter(study: StudyConfig, rows: Sequence[Point], scale: float) -> Trace:
+    """Trials with a score as marks that show their configuration when pointed at."""
     return {
         "type": "scatter",
         "mode": "markers",
@@ -304,7 +316,7 @@ def _scatter(study: StudyConfig, rows: Sequence[Point], scale: float) -> Trace:
 
 
 def _byte_view(sizes: Sequence[int], cap: int) -> tuple[float, float]:
-    """The sizes in view; the cap joins them unless that would squash them into less than a fifth of the width."""
+    """The range of sizes in view: all trials, and the cap unless the trials would then fill less than a fifth of it."""
     (low, high), _ = view_range(sizes)
     if not sizes:
         return 0.0, cap * 1.1
@@ -314,9 +326,10 @@ def _byte_view(sizes: Sequence[int], cap: int) -> tuple[float, float]:
     return low, max(high, low + spread)
 
 
-def _cap_label(study: StudyConfig, cap: float, unit: str, *, in_view: bool) -> Figure:
+def _cap_label(study: StudyConfig, cap: float, *, in_view: bool) -> Figure:
+    """The cap in words: beside its line, or at the right edge with an arrow where the line is out of view."""
     label: Figure = {"yref": "paper", "y": 1, "yanchor": "top", "showarrow": False, "font": {"color": CAP_COLOUR}}
     text = f"cap {study.caps.artifact_bytes:,} B"
     if in_view:
-        return label | {"text": text, "xref": "x", "x": cap, "xanchor": "right", "xshift": -4}
+        return label | {"text": text, "xref": "x", "x": cap, "xanchor": "left", "xshift": 2, "textangle": -90}
     return label | {"text": f"{text} is further right →", "xref": "paper", "x": 1, "xanchor": "right"}

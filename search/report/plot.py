@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
-
-from search.report.style import Figure
+from search.report.figure_style import Figure
 
 
 def plotly_script() -> str:
-    """The text of plotly.js, to be embedded in a page (4.8 MB)."""
+    """The text of plotly.js (4.8 MB), which a page embeds."""
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
 
 
-def figure_json(figure: Figure) -> str:
-    """A figure checked by plotly and written so that it can stand inside a `<script>` element."""
+def checked(figure: Figure) -> Figure:
+    """The figure as plotly reads it, in plain values.
+
+    Raises:
+        ValueError: plotly does not know one of its fields or values.
+    """
     import plotly.graph_objects as go
 
-    return str(json.dumps(go.Figure(figure).to_plotly_json(), allow_nan=False)).replace("<", "\\u003c")
+    return dict(go.Figure(figure).to_plotly_json())

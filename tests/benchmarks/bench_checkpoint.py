@@ -50,9 +50,10 @@ from pgolf_model.quant.gptq import hessian_error
 from pgolf_model.quant.quantize import PackedTensor, QuantizedTensor, dequantize, dequantize_state
 from pgolf_model.shapes import num_params
 from pgolf_model.ship.allocate import plan_line
+from pgolf_model.ship.bench import QuantBench, shipped_eval
 from pgolf_model.ship.calibrate import Calibration
 from pgolf_model.ship.checkpoint import open_bench, read_checkpoint
-from pgolf_model.ship.solve import QuantBench, ship, shipped_eval
+from pgolf_model.ship.solve import ship
 from space.knobs.quant import SOLVER
 
 FIELD = QuantConfig(
@@ -161,11 +162,11 @@ def cpu_seconds() -> float:
 def errors_by_role(bench: QuantBench, tensors: Tensors) -> dict[str, float]:
     """Nats per token, as the bench's audit has it, of any tensors."""
     found = {"embed": 0.0, "attn": 0.0, "mlp": 0.0}
-    for name in bench.cache:
-        item, hessian = tensors[name], bench.hessian(name)
+    for name, matrix in bench.matrices.items():
+        item, hessian = tensors[name], matrix.hessian
         assert isinstance(item, QuantizedTensor)
-        error = (dequantize(item) - bench.state[name].float()) * bench.row_costs(name).sqrt()
-        found[bench.shapes[name].role] += hessian_error(error, hessian) * bench.weight_of_error(name)
+        error = (dequantize(item) - matrix.weight) * matrix.row_costs.sqrt()
+        found[bench.shapes[name].role] += hessian_error(error, hessian) * matrix.error_cost
     return found
 
 
@@ -221,7 +222,7 @@ def meet(
     Args:
         start: bits, where to begin on the line.
     """
-    line, weights = plan_line(bench.tables), sum(bench.shapes[name].size for name in bench.cache)
+    line, weights = plan_line(bench.tables), sum(bench.shapes[name].size for name in bench.matrices)
     aim, position = math.log2(wanted * (1 - EQUAL / 2)), start
     below: tuple[float, float] | None = None  # place and log of the nearest plan that is good enough
     above: tuple[float, float] | None = None  # and of the nearest one that is not

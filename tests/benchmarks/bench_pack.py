@@ -22,7 +22,8 @@ from pgolf_model.codec.pack import pack_model, stream_bytes, unpack_model
 from pgolf_model.config import EvalConfig, ModelConfig, QuantConfig, RunConfig
 from pgolf_model.distributed import DistEnv
 from pgolf_model.shapes import param_shapes
-from pgolf_model.ship.solve import QuantBench, ship
+from pgolf_model.ship.bench import QuantBench
+from pgolf_model.ship.solve import ship
 
 
 def peak_bytes() -> int:

@@ -20,8 +20,9 @@ from pgolf_model.distributed import DistEnv
 from pgolf_model.model.gpt import build_model
 from pgolf_model.quant.quantize import QuantizedTensor, dequantize, dequantize_state, quantize_state
 from pgolf_model.shapes import param_shapes
+from pgolf_model.ship.bench import Choice, QuantBench
 from pgolf_model.ship.calibrate import Calibration, calibrate
-from pgolf_model.ship.solve import Choice, QuantBench, ship, staged_jumps
+from pgolf_model.ship.solve import ship, staged_jumps
 
 ALONE = DistEnv()
 MODEL = ModelConfig(vocab_size=48, num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1)
@@ -55,8 +56,11 @@ def trained() -> tuple[dict[str, Tensor], Calibration]:
 
 
 def bench_of(quant: QuantConfig, *, calibrated: bool = True) -> QuantBench:
-    state, calibration = trained()
-    return QuantBench(state, RunConfig(model=MODEL, quant=quant), calibration if calibrated else None, ALONE)
+    return judged_bench(quant, trained()[1] if calibrated else None)
+
+
+def judged_bench(quant: QuantConfig, calibration: Calibration | None) -> QuantBench:
+    return QuantBench(trained()[0], RunConfig(model=MODEL, quant=quant), calibration, ALONE)
 
 
 def random_bench(rng: np.random.Generator) -> QuantBench:
@@ -200,8 +204,7 @@ def test_calibrated_allocation_beats_equal_steps_and_gptq_beats_rounding() -> No
     assert fed_back["predicted_loss_increase"] < 0.8 * ours[2]["predicted_loss_increase"]
     assert bench.calibration is not None
     level = dict.fromkeys(bench.calibration.sensitivity, 1.0)
-    blind = bench_of(WIDE)
-    blind.calibration = replace(bench.calibration, sensitivity=level, hessians={}, row_weights={})
+    blind = judged_bench(WIDE, replace(bench.calibration, sensitivity=level, hessians={}, row_weights={}))
     equal = [ship(blind, target_bytes=size, code_bytes=0).audit for size in sizes]
     assert np.mean([a["loss_after"] for a in ours]) < np.mean([a["loss_after"] for a in equal]) - 0.005
 
@@ -211,8 +214,7 @@ def test_an_embeddings_steps_follow_what_its_rows_weigh() -> None:
     calibration = trained()[1]
     weights = torch.ones(48)
     weights[:10] = 4.0
-    bench = bench_of(WIDE)
-    bench.calibration = replace(calibration, row_weights={"embed.weight": weights})
+    bench = judged_bench(WIDE, replace(calibration, row_weights={"embed.weight": weights}))
     item = bench.quantized("embed.weight", Choice(bits=8, clip_sigmas=30.0))
     scales = item.scales.float()
     assert float(scales[10:].max() / scales[10:].min()) < 1.07
@@ -263,14 +265,11 @@ def test_a_rollback_under_a_target_moves_bytes_and_keeps_the_size() -> None:
     """The role that hurts gets finer steps and the others pay; without room the plan stays and the audit says so."""
     target = 6_000
     free = ship(bench_of(WIDE), target_bytes=target, code_bytes=0).audit
-    bench = bench_of(WIDE)
-    assert bench.calibration is not None
-    blind = dict(bench.calibration.sensitivity) | {"embed.weight": 1e-9}  # misjudged: the solver starves it
-    bench.calibration = replace(bench.calibration, sensitivity=blind)
-    starved = ship(bench, target_bytes=target, code_bytes=0).audit
-    bench = QuantBench(
-        bench.state, replace(bench.config, quant=replace(WIDE, max_loss_jump=0.02)), bench.calibration, ALONE
-    )
+    calibration = trained()[1]
+    blind = dict(calibration.sensitivity) | {"embed.weight": 1e-9}  # misjudged: the solver starves it
+    calibration = replace(calibration, sensitivity=blind)
+    starved = ship(judged_bench(WIDE, calibration), target_bytes=target, code_bytes=0).audit
+    bench = judged_bench(replace(WIDE, max_loss_jump=0.02), calibration)
     held = ship(bench, target_bytes=target, code_bytes=0).audit
     assert held["rollbacks"][0]["role"] == "embed"
     assert held["artifact_bytes"] <= target

@@ -183,14 +183,42 @@ def test_minified_source_is_the_same_program_without_what_nobody_reads(monkeypat
     text = minify(join_modules(TOY, "main"), roots=["main", "Noun"])
     assert text == (
         "from __future__ import annotations\nimport math\nfrom dataclasses import dataclass\n"
-        "@dataclass(frozen=True)\nclass Noun:\n size: int = 3\n"
-        "def root(noun, *rest):\n a = math.sqrt(noun.size)\n return a\n"
+        "@dataclass(frozen=True)\nclass Noun:\n size:int=3\n"
+        "def root(noun,*rest):\n a=math.sqrt(noun.size)\n return a\n"
         "def main(noun):\n return math.floor(root(noun))\n"
     )
     toy = ModuleType("toy")
     monkeypatch.setitem(sys.modules, "toy", toy)  # dataclasses look their module up
     exec(text, vars(toy))
     assert toy.main(toy.Noun(size=17)) == 4
+
+
+SPACES = """
+def main(x, y):
+    text = f"{x} {y}  {{ {x!r:>{y}} }} {x + y}" "b c" + ' {}' + f"{[k  for k in range(y)]}" + f"{x = }"
+    return text, 1 if x else 0x1f if y else -1 - -2, [k for k in 'a b' if k not in " "], not x or y is not None
+"""
+
+
+def test_spaces_go_where_they_mean_nothing() -> None:
+    """Strings keep theirs, words stay apart, and the program says the same."""
+    text = minify(join_modules({"main": SPACES}, "main"), roots=["main"])
+    assert "def main(x,y):" in text
+    assert "-1--2" in text
+    long: dict[str, Any] = {}
+    short: dict[str, Any] = {}
+    exec(SPACES, long)
+    exec(text, short)
+    assert short["main"](3, 7) == long["main"](3, 7)
+
+
+def test_annotations_stay_where_a_decorator_may_read_them() -> None:
+    """Triton and torch.library read those of the functions that they decorate; a property's nobody reads."""
+    source = "import lib\n@lib.jit\ndef main(x: lib.T, n: lib.C) -> lib.T:\n    return Box().size\n"
+    source += "class Box:\n    @property\n    def size(self) -> int:\n        return 3\n"
+    text = minify(join_modules({"main": source}, "main"), roots=["main"])
+    assert "@lib.jit\ndef main(x:lib.T,n:lib.C)->lib.T:\n" in text
+    assert " @property\n def size(self):\n" in text
 
 
 SCOPES = """
