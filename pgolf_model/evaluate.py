@@ -22,7 +22,7 @@ from pgolf_model.quant.quantize import dequantize_state
 
 
 class LossModel(Protocol):
-    """What can be scored."""
+    """A model that can be scored."""
 
     def token_losses(self, ids_BT: Tensor, targets_BT: Tensor, /) -> Tensor:
         """Nats of every target, (B, T), each from the ids up to its own position alone."""
@@ -52,11 +52,13 @@ def score(
 ) -> Score:
     """Score every target once, in disjoint windows of `eval_config.seq_len`; document boundaries are ignored.
 
-    Ranks take contiguous shares of the windows and add up. The same call on the same machine gives the same bits.
+    Each rank scores a contiguous share of the windows, and the sums are added over the ranks. The same call on the same
+    machine gives the same bits.
 
     Args:
         model: on env.device, in eval mode.
-        tokens: 1-D, any integer dtype, on the CPU; a tail that fills no window is left out.
+        tokens: 1-D, any integer dtype, on the CPU; a tail that fills no window is left out, as in the
+            challenge's own scoring (https://github.com/openai/parameter-golf).
         table: on the CPU.
         precision: of matrix products; bfloat16 on CUDA and float32 on the CPU by default.
         tell: called before each batch with the fraction of this rank's windows that is done.
@@ -107,7 +109,7 @@ def score(
 
 
 def load_model(unpacked: UnpackedModel) -> GPT:
-    """The shipped model on the CPU, in eval mode, its weights dequantized to float32."""
+    """The artifact's model on the CPU, in eval mode, its weights dequantized to float32."""
     model = GPT(unpacked.model)
     model.load_state_dict(dequantize_state(unpacked.tensors))
     return model.eval()
@@ -143,11 +145,15 @@ def evaluate_artifact(
     max_tokens: int = 0,
     tell: Callable[[float], None] | None = None,
 ) -> tuple[Score, ModelConfig]:
-    """Unpack, load and score; the model's config comes from the artifact, and `seconds` covers all of it.
+    """Unpack an artifact, load its model and score it.
 
     Args:
-        val: dataset directory, glob or one shard; tokenizer: path of the SentencePiece model the shards were made with.
-        max_tokens: as in `validation_set`; tell: as in `score`.
+        val: dataset directory, glob or one shard.
+        tokenizer: path of the SentencePiece model that made the shards.
+        max_tokens: as in `validation_set`.
+        tell: as in `score`.
+    Returns:
+        The score, whose `seconds` cover all three steps, and the model's config as the artifact states it.
     Raises:
         UserError: a damaged artifact, missing shards, or a vocabulary that does not fit the model's.
     """

@@ -1,1 +1,1 @@
-"""The design space: parameter kinds, named spaces, presets, and sizes known before training."""
+"""The design space: kinds of parameters, named spaces, presets, forecasts of bytes and speed before training."""

@@ -1,7 +1,7 @@
-"""What can be searched: parameter kinds with conditions and tags, and the space that turns values into a RunConfig.
+"""Parameters that can be searched, with conditions and tags, and the space that turns their values into a RunConfig.
 
-A space is walked in order, each question depending only on earlier answers, which is how Optuna's define-by-run
-samplers work without this package knowing Optuna:
+A space is walked in order, and whether a parameter is asked depends on earlier answers only. So a define-by-run sampler
+such as Optuna's can fill it, and this package need not import Optuna:
 
     for param in space.params:
         if param.active(values):
@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pgolf_model.config import RunConfig
 from pgolf_model.errors import UserError, unknown
 
-if TYPE_CHECKING:  # only its name: `pgolf size` and `--help` start 0.1 s sooner without it
+if TYPE_CHECKING:  # only for annotations: without the import `pgolf size` and `--help` start 0.1 s sooner
     import numpy as np
 
 T = TypeVar("T")
 Scalar = bool | int | float | str
 
-# What a cheap run may decide (DESIGN idea 4; wants.md 1: gains in training knobs found on one GPU flipped on eight):
-# `scale_free` carries over, `step_dependent` wants the full run's number of steps, `throughput_dependent` changes how
-# many steps the clock allows, so it wants the full run's hardware.
+# Which runs can judge a knob. A `scale_free` knob has the same best value in a cheap and in a full run; that of a
+# `step_dependent` knob moves with the number of steps. A `throughput_dependent` knob changes how many steps fit into
+# the time limit, so that only runs on the full run's hardware can judge it. In the challenge, gains in training knobs
+# that were found on one GPU became losses on eight.
 Tag = Literal["scale_free", "step_dependent", "throughput_dependent"]
 
 
@@ -41,7 +42,7 @@ class When:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseParam:
-    """What all kinds share. `doc` is one line: unit, reason for the range, source."""
+    """The fields that all kinds of parameters share. `doc` is one line: unit, reason for the range, source."""
 
     name: str
     tag: Tag
@@ -57,7 +58,7 @@ class BaseParam:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FloatParam(BaseParam):
-    """A real number in [low, high]; `log` means the logarithm is what is spread evenly."""
+    """A real number in [low, high]; with `log` its logarithm is spread evenly."""
 
     low: float
     high: float
@@ -67,12 +68,12 @@ class FloatParam(BaseParam):
         _check_range(self.name, self.low, self.high, log=self.log)
 
     def check(self, value: Scalar) -> None:
-        """Raise UserError unless `value` is one of this parameter's."""
+        """Raise UserError unless `value` is a number in the range."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
             raise UserError(f"{self.name} must be a number in [{self.low:g}, {self.high:g}], got {value!r}")
 
     def draw(self, rng: np.random.Generator) -> float:
-        """A uniform value (log-uniform with `log`)."""
+        """Return a random value, uniform, or log-uniform with `log`."""
         if not self.log:
             return float(rng.uniform(self.low, self.high))
         value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
@@ -98,14 +99,14 @@ class IntParam(BaseParam):
             raise UserError(f"{self.name}: a log range needs step 1, got {self.step}")
 
     def check(self, value: Scalar) -> None:
-        """Raise UserError unless `value` is one of this parameter's."""
+        """Raise UserError unless `value` is a whole number of the range."""
         is_int = isinstance(value, int) and not isinstance(value, bool)
         if not is_int or not self.low <= int(value) <= self.high or (int(value) - self.low) % self.step:
             by = f" in steps of {self.step}" if self.step > 1 else ""
             raise UserError(f"{self.name} must be a whole number in [{self.low}, {self.high}]{by}, got {value!r}")
 
     def draw(self, rng: np.random.Generator) -> int:
-        """A uniform value (log-uniform with `log`: each integer owns the half-open interval around it)."""
+        """Return a random value, uniform, or with `log` log-uniform: rounded from [low - 0.5, high + 0.5)."""
         if not self.log:
             return self.low + self.step * int(rng.integers((self.high - self.low) // self.step + 1))
         value = round(math.exp(rng.uniform(math.log(self.low - 0.5), math.log(self.high + 0.5))))
@@ -123,12 +124,12 @@ class ChoiceParam(BaseParam):
             raise UserError(f"{self.name}: options must be distinct and not empty, got {self.options}")
 
     def check(self, value: Scalar) -> None:
-        """Raise UserError unless `value` is one of this parameter's (True is not 1 here)."""
+        """Raise UserError unless `value` is one of the options; True is not 1 here."""
         if not any(type(value) is type(option) and value == option for option in self.options):
             raise UserError(f"{self.name} must be one of {', '.join(map(repr, self.options))}, got {value!r}")
 
     def draw(self, rng: np.random.Generator) -> Scalar:
-        """A uniform option."""
+        """Return a random option, all equally likely."""
         return self.options[int(rng.integers(len(self.options)))]
 
 
@@ -137,7 +138,7 @@ Param = FloatParam | IntParam | ChoiceParam
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmStart:
-    """A known good point to try early, with the name a report should call it by."""
+    """A known good point to try early, and the name that reports call it by."""
 
     label: str
     values: Mapping[str, Scalar]
@@ -147,8 +148,8 @@ class WarmStart:
 class Space:
     """Parameters in the order they are asked, and the pure function that turns their values into a RunConfig.
 
-    `make_config(values, vocab_size)` must accept every combination the parameters allow: nothing is sampled only to
-    be rejected. `control` is the point that everything else is compared with.
+    `make_config(values, vocab_size)` must accept every combination that the parameters allow, so that no sampled point
+    is rejected. All other points are compared with `control`.
     """
 
     name: str
@@ -188,10 +189,10 @@ class Space:
                 param.check(values[param.name])
 
     def build(self, values: Mapping[str, Scalar], *, vocab_size: int = 1024) -> RunConfig:
-        """The configuration that `values` stand for.
+        """Return the configuration of a point.
 
         Args:
-            vocab_size: of the study's tokenizer: the data fixes it, so it is no parameter.
+            vocab_size: of the study's tokenizer. The data decides it, so it is no parameter.
         Raises:
             UserError: `values` is not a complete point of this space.
         """
@@ -199,7 +200,7 @@ class Space:
         return self.make_config(values, vocab_size)
 
     def sample(self, rng: np.random.Generator) -> dict[str, Scalar]:
-        """A random point: every parameter uniform on its own scale, in order."""
+        """Return a random point: every parameter uniform on its own scale, in order."""
         values: dict[str, Scalar] = {}
         for param in self.params:
             if param.active(values):
@@ -208,7 +209,11 @@ class Space:
 
 
 def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """`table[name]`, or ValueError with the nearest known name. `kind` says what the table holds."""
+    """Return `table[name]`; raise UserError with the nearest known name if there is none.
+
+    Args:
+        kind: name of an entry in the message, such as "space".
+    """
     if name not in table:
         raise unknown(kind, name, table)
     return table[name]

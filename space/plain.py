@@ -1,4 +1,4 @@
-"""Nouns to and from plain dicts, for JSON and TOML: exact round trips, unknown keys refused with a suggestion."""
+"""Dataclasses to and from plain dicts, for JSON and TOML: round trips are exact, unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass tree as dicts, lists and scalars. Floats keep their value: JSON writes the shortest repr."""
+    """Return a tree of dataclasses as dicts, lists and scalars. JSON keeps floats exactly, as it writes their repr."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -25,10 +25,10 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(cls: type[T], data: Any, *, where: str = "") -> T:
-    """The inverse of `to_plain` for the dataclass `cls`; missing keys take their defaults.
+    """Return the instance of `cls` that `data` describe, the inverse of `to_plain`; missing keys take their defaults.
 
     Args:
-        where: what to call `data` in messages, such as "study.toml [rungs.0]".
+        where: name of `data` in messages, such as "study.toml [rungs.0]".
     Raises:
         UserError: an unknown key (with the nearest known one), a missing key, or a value of the wrong type.
     """
@@ -51,7 +51,7 @@ def from_plain(cls: type[T], data: Any, *, where: str = "") -> T:
 
 @cache
 def _hints(cls: type) -> dict[str, Any]:
-    """The field types of a noun; looking them up is two thirds of reading it."""
+    """Return the field types of a dataclass, kept because looking them up takes two thirds of `from_plain`'s time."""
     return get_type_hints(cls)
 
 
@@ -63,7 +63,7 @@ def refuse_unknown(data: Mapping[str, Any], known: list[str], *, where: str) -> 
 
 
 def _convert(hint: Any, value: Any, *, where: str) -> Any:
-    """`value` as the annotated type, or ValueError."""
+    """Return `value` as the annotated type, or raise UserError."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value

@@ -11,7 +11,7 @@ BINS = 500  # floats that fall into one of so many parts of their range are the 
 
 
 def point_key(space: Space, params: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:
-    """A point with its floats rounded to a 500th of their range: points with one key are not worth two runs."""
+    """Return a point with its floats rounded to a 500th of their range. Points with equal keys count as the same."""
     key = []
     for param in space.params:
         if param.name in params:
@@ -26,7 +26,10 @@ def point_key(space: Space, params: Mapping[str, Scalar]) -> tuple[tuple[str, Sc
 
 
 def complete_point(params: Sequence[Param], given: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """A point from some of its values: what is not active is dropped, what is missing is its range's middle."""
+    """Return a whole point from some of its values.
+
+    Values of inactive parameters are dropped; a missing value becomes the middle of its range.
+    """
     point: dict[str, Scalar] = {}
     for param in params:
         if param.active(point):
@@ -35,7 +38,7 @@ def complete_point(params: Sequence[Param], given: Mapping[str, Scalar]) -> dict
 
 
 def parse_value(param: Param, text: str) -> Scalar:
-    """A cell or a word as the parameter's kind of value; what is no such value stays text, for `check` to refuse."""
+    """Return the value that a text such as a CSV cell stands for, or the text itself, which `param.check` refuses."""
     if isinstance(param, ChoiceParam):
         return next((option for option in param.options if str(option) == text), text)
     try:
@@ -45,6 +48,7 @@ def parse_value(param: Param, text: str) -> Scalar:
 
 
 def _middle(param: Param) -> Scalar:
+    """Return the middle of a range, on its own scale; the first option of a choice."""
     match param:
         case FloatParam():
             return math.sqrt(param.low * param.high) if param.log else (param.low + param.high) / 2

@@ -55,7 +55,9 @@ def preset(name: str) -> RunConfig:
 
 
 def load_config(name_or_path: str) -> RunConfig:
-    """A preset by name, or a TOML file with tables [model] [train] [quant] [eval] [budget] and `seed`.
+    """Return a preset by name, or the configuration in a TOML file.
+
+    The file has tables [model] [train] [quant] [eval] [budget] and `seed`; [budget] is the run's, not a study's.
 
     `preset = "name"` at the top of the file gives the values that the file leaves out; without it they are
     RunConfig's defaults.
@@ -79,7 +81,7 @@ def load_config(name_or_path: str) -> RunConfig:
 
 
 def config_from_tables(data: Mapping[str, Any], *, where: str) -> RunConfig:
-    """The configuration that parsed TOML describes; `where` is what messages call it."""
+    """Return the configuration that parsed TOML describes; error messages call it `where`."""
     refuse_unknown(data, ["preset", "seed", *SECTIONS], where=where)
     name = data.get("preset")
     if name is not None and not isinstance(name, str):

@@ -1,8 +1,8 @@
 """Records of the challenge as configurations: named points that a study can start from and be compared with.
 
-Sizes, rates and schedules are those that a record's log prints; parameter counts are the log's to the last one (see
-tests/test_param_counts.py). Quantization is ours: GPTQ at the record's bits and clips, in our container. None of them
-holds what happens at evaluation (sliding windows, test-time training).
+Sizes, rates and schedules are those that a record's log prints. Parameter counts equal the log's exactly
+(tests/space/test_param_counts.py). Quantization is ours: GPTQ at the record's bits and clips, in our container. What a
+record does at evaluation (sliding windows, test-time training) is left out.
 Source: https://github.com/openai/parameter-golf, folders of the dates in the names.
 """
 
@@ -180,7 +180,7 @@ def ternary_2026_03_24() -> RunConfig:
 def binary_2026_03_24() -> RunConfig:
     """15 x 768 with weights -1 and 1, trained for 50,000 steps: no ten-minute record, and kept as a point of the space.
 
-    Left out: what the ternary preset leaves out, and the asymmetric split of its skips.
+    Left out: the parts that the ternary preset leaves out, and the asymmetric split of its skips.
     """
     base = ternary_2026_03_24()
     return replace(

@@ -1,8 +1,8 @@
 """The named spaces: groups of knobs around the 2026-03-17 baseline, at the challenge's scale and at a CPU's.
 
-Ranges, log or linear shapes and couplings are judged from 44 ten-minute records of
-https://github.com/openai/parameter-golf; each knob's `doc` gives the reason. What the data or the rung fixes
-(vocabulary, batch, budget, seed) is no knob.
+Ranges, log or linear scales and couplings come from 44 ten-minute records of
+https://github.com/openai/parameter-golf; the `doc` of each knob gives the reason. The data decide the vocabulary and
+the rung decides batch, budget and seed, so none of these is a knob.
 """
 
 from __future__ import annotations
@@ -11,23 +11,32 @@ from collections.abc import Callable, Mapping
 
 from pgolf_model.config import Budget, EvalConfig, RunConfig, TrainConfig
 from space.knobs.groups import KnobGroup, Scale, Values, with_fields
-from space.knobs.model import (
-    attention_knobs,
+from space.knobs.parts import (
+    attention_output_knobs,
     embedding_knobs,
-    head_knobs,
-    late_loop_knobs,
-    loop_knobs,
+    mlp_knobs,
+    neighbour_knobs,
+    position_knobs,
     residual_knobs,
-    shape_knobs,
+    value_knobs,
 )
 from space.knobs.quant import QUANTIZATION, SOLVED, bit_knobs
-from space.knobs.recipe import data_knobs, optimizer_knobs, rate_knobs, sequence_knobs
+from space.knobs.recipe import (
+    data_knobs,
+    decay_knobs,
+    ending_knobs,
+    muon_knobs,
+    rate_knobs,
+    schedule_knobs,
+    sequence_knobs,
+)
+from space.knobs.size import head_knobs, late_loop_knobs, loop_knobs, shape_knobs
 from space.params import Scalar, Space, WarmStart, look_up
 from space.transfer import at_own_width
 
 
 def challenge_scale() -> Scale:
-    """16 MB and 600 s on 8xH100."""
+    """Return the scale of the challenge: 16 MB and 600 s on 8xH100."""
     return Scale(
         head_dim=64,
         mlp_granule=64,
@@ -54,7 +63,7 @@ def challenge_scale() -> Scale:
 
 
 def tiny_scale() -> Scale:
-    """2 CPU cores: 100 to 600 steps of 4,096 to 8,192 tokens."""
+    """Return a scale for 2 CPU cores: 100 to 600 steps of 4,096 to 8,192 tokens."""
     return Scale(
         head_dim=32,
         mlp_granule=32,
@@ -92,31 +101,40 @@ def tiny_scale() -> Scale:
 
 
 def core_groups(scale: Scale) -> tuple[KnobGroup, ...]:
-    """What every study can afford to ask: sizes, loops, rates, bits."""
+    """Return the groups that every record tuned: sizes, loops, rates, schedule, bits."""
     return (
         shape_knobs(scale),
         loop_knobs(scale),
         head_knobs(),
         sequence_knobs(scale),
         rate_knobs(scale),
+        decay_knobs(),
+        schedule_knobs(scale),
         bit_knobs(scale),
     )
 
 
 def all_groups(scale: Scale) -> tuple[KnobGroup, ...]:
-    """Every element and technique that records used."""
+    """Return the groups of every element and technique that records used."""
     return (
         shape_knobs(scale),
         loop_knobs(scale),
         late_loop_knobs(),
         head_knobs(),
-        attention_knobs(scale),
+        position_knobs(scale),
+        attention_output_knobs(),
+        value_knobs(scale),
         residual_knobs(),
-        embedding_knobs(scale),
+        mlp_knobs(),
+        neighbour_knobs(scale),
+        embedding_knobs(),
         sequence_knobs(scale),
         data_knobs(scale),
         rate_knobs(scale),
-        optimizer_knobs(),
+        decay_knobs(),
+        schedule_knobs(scale),
+        muon_knobs(),
+        ending_knobs(),
         bit_knobs(scale),
     )
 
@@ -124,10 +142,10 @@ def all_groups(scale: Scale) -> tuple[KnobGroup, ...]:
 def make_space(
     name: str, scale: Scale, groups: tuple[KnobGroup, ...], warm_starts: Mapping[str, Mapping[str, Scalar]]
 ) -> Space:
-    """A space from its groups.
+    """Return the space that asks these groups in order.
 
     Args:
-        warm_starts: label -> what differs from the control; answers to knobs that the space does not have are left out.
+        warm_starts: label -> values that differ from the control's; knobs that the space does not have are left out.
     """
     control = {name: value for group in groups for name, value in group.baseline.items()}
     params = tuple(param for group in groups for param in group.params)
@@ -141,7 +159,7 @@ def make_space(
     def start(label: str, changes: Mapping[str, Scalar]) -> WarmStart:
         values = {key: value for key, value in {**control, **changes}.items() if key in known}
         asked: dict[str, Scalar] = {}
-        for param in params:  # a change may switch off what the control was asked
+        for param in params:  # a change may switch off a knob that the control has
             if param.name in values and param.active(asked):
                 asked[param.name] = values[param.name]
         return WarmStart(label=label, values=asked)
@@ -155,7 +173,7 @@ def make_space(
     )
 
 
-# What the records of late March and of April converged on.
+# The values on which the records of late March, of April, and the best record of all agree.
 MARCH: Mapping[str, Scalar] = {
     QUANTIZATION: SOLVED,
     "num_layers": 11,
@@ -245,7 +263,7 @@ def recurrent() -> Space:
 
 
 def everything() -> Space:
-    """The challenge with every element and technique of the records, and what none of them combined."""
+    """The challenge with every element and technique of the records, also in combinations that no record tried."""
     scale = challenge_scale()
     return make_space("everything", scale, all_groups(scale), {"march": MARCH, "april": APRIL, "frontier": FRONTIER})
 

@@ -1,8 +1,8 @@
-"""Rates tuned at one width carried to another: muTransfer's rules for our optimizers.
+"""Carry learning rates that were tuned at one width to another: muTransfer's rules for our optimizers.
 
-A rule keeps the change that a step makes to activations and scores independent of the width D (Yang and others,
-https://arxiv.org/abs/2203.03466; for spectral norms https://arxiv.org/abs/2310.17813). What our model and optimizers
-already do is left alone, so that one rule remains:
+A rule makes the change of activations and scores in one step independent of the width D (Yang and others,
+https://arxiv.org/abs/2203.03466; for spectral norms https://arxiv.org/abs/2310.17813). For most weights our model and
+optimizers follow it already; only the output head, tied or not, needs a correction:
 
 - Matrices under Muon: the update of an (out, in) matrix has spectral norm rate x sqrt(max(1, out / in)), whatever D,
   and their inputs are normalised. The rate carries over, and decay with it. First weights are uniform in
@@ -29,9 +29,9 @@ from pgolf_model.config import RunConfig
 
 
 def at_own_width(config: RunConfig, *, base_dim: int) -> RunConfig:
-    """`config`, its rates and first deviations read as tuned at `base_dim` channels, for the width that it has.
+    """Return `config` with rates and first deviations that were tuned at `base_dim` channels moved to its own width.
 
-    The identity at model_dim == base_dim.
+    At model_dim == base_dim that is `config` itself.
     """
     factor = base_dim / config.model.model_dim
     if factor == 1.0:

@@ -17,10 +17,14 @@ from trials.spec import T
 FULL_BYTES = 1_000_000  # a disk with less free space than this is full
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """The same of a text, in UTF-8."""
+    write_atomically(path, text.encode("utf-8"))
+
+
 def write_json(path: Path, value: object) -> None:
-    """Write a noun or plain value as JSON so that a reader sees the old file or the whole new one, never half."""
-    text = json.dumps(to_plain(value), indent=1, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    """Write a noun or plain value as JSON, atomically; UTF-8, one key a line."""
+    write_text_atomically(path, json.dumps(to_plain(value), indent=1, allow_nan=False) + "\n")
 
 
 def refuse_full_disk(exit_code: int | None, folder: Path) -> None:
@@ -48,7 +52,7 @@ def read_noun(cls: type[T], path: Path) -> T:
 
 
 def read_progress(path: Path) -> Iterator[dict[str, float]]:
-    """Records of a `progress.jsonl`, without what was not finite."""
+    """Yield the records of a `progress.jsonl`, without values that were not finite."""
     for record in read_lines(path):
         if isinstance(record, dict):
             yield {key: value for key, value in record.items() if value is not None}

@@ -1,4 +1,4 @@
-"""One step of the ladder: how long its runs are, what they run on, and how many go on."""
+"""One rung of the ladder: the length of its runs, their resources, and how many are promoted."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ from dataclasses import dataclass, replace
 
 from pgolf_model.config import Budget, RunConfig, TrainConfig
 from pgolf_model.errors import UserError
+from trials.settings import free
 
-TOKENS_PER_GPU_SECOND = 1e6  # a 9-layer record on an H100 (atlas: 8.2 M on eight), to compare seconds with steps
+TOKENS_PER_GPU_SECOND = 1e6  # of a 9-layer record on an H100 (8.2 M/s on eight), to compare seconds with steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rung:
-    """A complete short run with its own schedule, never a truncated long one (DESIGN idea 4).
+    """A complete short run with its own schedule. A long run that is cut short would rank configurations differently.
 
-    The first rung says how many `trials` it asks the sampler for; every later rung takes the best `keep` share of
-    the one before it, at least `min_promote`.
+    The first rung says how many `trials` it asks the sampler for. Every later rung takes the best `keep` share of the
+    rung before it, at least `min_promote`.
     """
 
     name: str
     steps: int = 0  # training budget in optimizer steps; 0 is no limit
     seconds: float = 0.0  # training budget in seconds; 0 is no limit. Never for runs that share a GPU
-    trials: int = 0  # first rung only: configurations to ask for
-    keep: float = 0.25  # later rungs: share of the previous rung's results that is promoted ...
-    keep_min: float = 0.0  # ... at least this once the proxy has proved good; 0 is half of `keep`
-    keep_max: float = 0.0  # ... at most this while it has not; 0 is `keep`
-    min_promote: int = 1  # later rungs: at least so many, when there are as many
+    trials: int = free(0)  # first rung only: configurations to ask for
+    keep: float = free(0.25)  # later rungs: share of the previous rung's results that is promoted ...
+    keep_min: float = free(0.0)  # ... at least this once the proxy has proved good; 0 is half of `keep`
+    keep_max: float = free(0.0)  # ... at most this while it has not; 0 is `keep`
+    min_promote: int = free(1)  # later rungs: at least so many, when there are as many
     seeds: tuple[int, ...] = (1337,)  # every trial runs once per seed; its score is the mean
-    race_from: int = 0  # start with so many of the seeds and add one at a time while undecided; 0 runs them all
-    cpus: float = 1.0  # CPU cores of one trial
-    gpus: float = 0.0  # GPUs of one trial: a fraction, or a whole number
+    race_from: int = free(0)  # start with so many of the seeds and add one at a time while undecided; 0 runs them all
+    cpus: float = free(1.0)  # CPU cores of one trial
+    gpus: float = free(0.0)  # GPUs of one trial: a fraction, or a whole number
     processes: int = 1  # torchrun ranks; above 1 the trial is a gang on one node
     batch_tokens: int = 0  # overrides the configuration's batch when above 0
     val_tokens: int = 0  # scores only so many leading validation tokens when above 0
     curve: tuple[float, ...] = ()  # shares of the cap at which each checkpoint is packed and scored too
-    timeout_seconds: float = 0.0  # per seed, everything included; 0 picks one from the budget
+    timeout_seconds: float = free(0.0)  # per seed, everything included; 0 picks one from the budget
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -77,12 +78,12 @@ class Rung:
 
     @property
     def least_kept(self) -> float:
-        """Share of the rung below that is promoted when the proxy is known to be perfect."""
+        """Share of the rung below that is promoted once the proxy's ranking is known to be perfect."""
         return self.keep_min or min(self.keep / 2, self.most_kept)
 
     @property
     def most_kept(self) -> float:
-        """Share that is promoted while nothing is known about the proxy, or when it is poor."""
+        """Share of the rung below that is promoted while the proxy's ranking is unknown or poor."""
         return self.keep_max or max(self.keep, self.keep_min)
 
     @property
@@ -92,7 +93,7 @@ class Rung:
 
     @property
     def compute(self) -> float:
-        """Training compute of one run, in tokens: what rungs are compared by, not a forecast.
+        """Training compute of one run in tokens, by which rungs are compared; no forecast.
 
         Steps times batch; a budget in seconds counts TOKENS_PER_GPU_SECOND on each GPU (on one where there is none).
         """
@@ -108,7 +109,7 @@ class Rung:
         return 2 * self.seconds + 1200.0 if self.seconds else 3600.0
 
     def apply(self, config: RunConfig, seed: int) -> RunConfig:
-        """The run this rung makes of a configuration: its own budget and seed, the schedule as fractions of it.
+        """Return the run of a configuration at this rung, with the rung's budget and this seed.
 
         The batch is cut to whole sequences for every rank, so that each configuration of a space can run.
         """

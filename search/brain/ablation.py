@@ -128,15 +128,14 @@ def effects(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[Effect,
     return tuple(found)
 
 
-def describe_effects(found: Sequence[Effect]) -> str:
-    """A plain table."""
-    width = max(len("change"), *(len(e.change) for e in found)) + 2
-    lines = [f"{'change':<{width}}{'delta bpb':>11}{'sd':>9}{'n':>4}{'p':>8}{'delta bytes':>13}"]
+def effect_cells(found: Sequence[Effect]) -> list[list[str]]:
+    """Titles and a row for each change; a change without a score has its trial's status."""
+    rows = [["change", "delta bpb", "sd", "n", "p", "delta bytes"]]
     for e in found:
         if e.mean is None:
-            lines.append(f"{e.change:<{width}}{e.status:>11}")
+            rows.append([e.change, str(e.status), *"----"])
         else:
-            lines.append(
-                f"{e.change:<{width}}{e.mean:>+11.5f}{e.sd:>9.5f}{e.seeds:>4}{e.p:>8.3f}{e.artifact_bytes:>+13,}"
+            rows.append(
+                [e.change, f"{e.mean:+.5f}", f"{e.sd:.5f}", str(e.seeds), f"{e.p:.3f}", f"{e.artifact_bytes:+,}"]
             )
-    return "\n".join(lines)
+    return rows

@@ -13,7 +13,6 @@ import base64
 import contextlib
 import hashlib
 import lzma
-import os
 import re
 import sys
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from pgolf_model.config import RunConfig
 from pgolf_model.errors import UserError
+from pgolf_model.files import write_atomically
 from search.bundle.join import PACKAGE, Module, format_imports, join_modules
 from search.bundle.minify import minify
 
@@ -184,7 +184,5 @@ def _packed_package() -> bytes:
     packed = pack_package()
     with contextlib.suppress(OSError):  # an installation that cannot be written to packs again each time
         kept.parent.mkdir(exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(packed)
-        os.replace(temporary, kept)
+        write_atomically(kept, packed)
     return packed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from search.commands import options
-from search.commands.tables import print_json
+from search.commands.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from search.launch import Running
@@ -39,10 +39,10 @@ def ablate(
     Example:
       pgolf ablate demo.toml --knob matrix_lr=0.02,0.06 --knob num_layers=3
     """
-    from search.brain.ablation import ablation, describe_effects, effects, parse_knobs
+    from search.brain.ablation import ablation, effect_cells, effects, parse_knobs
     from search.brain.maker import study_space
     from search.launch import run_study
-    from search.preflight.plan import known_hardware
+    from search.preflight.cost import known_hardware
     from search.study.config import load_study
 
     config = running.applied_to(load_study(study))
@@ -61,4 +61,5 @@ def ablate(
     if as_json:
         print_json({"study": config.name, "folder": str(config.dir), "effects": found})
     else:
-        click.echo(describe_effects(found))
+        header, *rows = effect_cells(found)
+        print_table(header, rows)

@@ -27,7 +27,7 @@ def doctor(study: str | None, data: tuple[str, ...], no_calibration: bool, as_js
     Example:
       pgolf doctor --study demo.toml
     """
-    from search.preflight.checks import describe_checks, failed
+    from search.preflight.checks import describe_checks, failed, plain_checks
     from search.study.config import load_study
 
     config = load_study(study) if study else None
@@ -36,7 +36,7 @@ def doctor(study: str | None, data: tuple[str, ...], no_calibration: bool, as_js
     folders = data or (config.data if config else ())
     checks, hardware = examine(config, folders, calibrated=not no_calibration)
     if as_json:
-        print_json({"checks": checks, "hardware": hardware})
+        print_json({"checks": plain_checks(checks), "hardware": hardware})
     else:
         click.echo(describe_checks(checks))
     if failed(checks):

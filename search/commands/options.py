@@ -62,13 +62,16 @@ def running(command: Callable[..., None]) -> Callable[..., None]:
 
 def show_cost(study: StudyConfig, machine: Hardware | None, *, as_json: bool) -> None:
     """Print what a study may cost, as `--dry-run` asks; nothing is run or written."""
-    from search.commands.tables import print_json
-    from search.preflight.plan import describe, plan
+    from search.commands.tables import print_json, print_table
+    from search.preflight.cost import cost_cells, cost_notes, cost_of
     from space.spaces import named_space
 
     named_space(study.space)  # an unknown one is refused before anything is printed
-    planned = plan(study, machine)
+    cost = cost_of(study, machine)
     if as_json:
-        print_json(planned)
-    else:
-        click.echo(describe(planned))
+        print_json(cost)
+        return
+    click.echo(f"study {cost.study}: space {cost.space}, cap {cost.artifact_bytes_cap:,} bytes")
+    header, *rows = cost_cells(cost)
+    print_table(header, rows)
+    click.echo("\n".join(cost_notes(cost)))

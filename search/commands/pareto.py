@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pgolf_model.files import write_atomically
 from search.commands import options
 from search.commands.tables import print_json
 
@@ -63,25 +64,21 @@ def write_report(study: StudyConfig, analysis: Analysis, out: Path | None = None
     unfinished = sum(point.status in ("running", "interrupted") for point in analysis.points)
     state = f"{len(analysis.points)} trials" + (f", {unfinished} not ended" if unfinished else "")
     made = f"Written by pgolf pareto on {time.strftime('%Y-%m-%d at %H:%M')} with {state}, from {study.dir}."
-    return write_whole(out or study.dir / REPORT_FILE, report_html(study, analysis, made=made).encode())
+    return _written(out or study.dir / REPORT_FILE, report_html(study, analysis, made=made).encode())
 
 
 def write_picture(study: StudyConfig, analysis: Analysis, out: Path) -> Path:
     """Write the main figure as a PNG, whole or not at all, and return its path."""
     from search.report.picture import picture_png
 
-    return write_whole(out, picture_png(study, analysis))
+    return _written(out, picture_png(study, analysis))
 
 
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file so that a reader sees the old one or the whole new one, and return its full path."""
-    import os
-
+def _written(path: Path, content: bytes) -> Path:
+    """The full path of a file, written whole or not at all."""
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_atomically(path, content)
     return path
 
 

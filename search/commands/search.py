@@ -39,7 +39,7 @@ def search(
       pgolf search 8xh100.toml --simulate surrogate.py --gpus 64
     """
     from search.launch import run_study
-    from search.preflight.plan import known_hardware
+    from search.preflight.cost import known_hardware
     from search.study.config import load_study
     from search.study.next_steps import is_simulated
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from search.commands import options
-from search.commands.tables import duration, print_facts, print_json, print_table
+from search.commands.tables import print_facts, print_json, print_table
+from space.words import count, duration
 
 if TYPE_CHECKING:
     from search.look.trial import Change, TrialView
@@ -56,7 +57,7 @@ def _facts(view: TrialView) -> dict[str, str]:
     if view.control:
         facts["against"] = f"{view.control}, the control"
     if result and result.status == "complete":
-        facts["val_bpb"] = f"{result.val_bpb:.4f} over {len(result.runs)} seed{'s' * (len(result.runs) != 1)}"
+        facts["val_bpb"] = f"{result.val_bpb:.4f} over {count(len(result.runs), 'seed')}"
         facts["bytes"] = f"{result.artifact_bytes:,}, forecast {spec.predicted_bytes:,}"
         facts["time"] = (
             f"{duration(result.seconds)}: training {duration(result.train_seconds)}, "

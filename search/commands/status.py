@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from search.commands import options
-from search.commands.tables import duration, print_facts, print_json, print_table
+from search.commands.tables import print_facts, print_json, print_table
+from space.words import duration
 
 if TYPE_CHECKING:
     from search.look.score_forecast import BpbForecast
@@ -49,7 +50,7 @@ def _print_status(found: StudyStatus) -> None:
     cost = f" (about ${found.dollars:,.2f})" if found.gpu_seconds else ""
     spent = f"{elapsed}{found.gpu_seconds / 3600:,.2f} GPU-hours{cost}, {found.cpu_seconds / 3600:,.2f} CPU-hours"
     head = {"study": f"{found.study}: {found.state}{driver}", "best": best, "spent": spent, "folder": found.folder}
-    head |= {"budget": found.budget} if "no limit" not in found.budget else {}
+    head |= {"budget": found.budget} if found.gpu_hours_limit is not None else {}
     for n in found.noise:
         head[f"noise {n.rung}"] = f"sd {n.sd:.5f} over seeds, {n.degrees_of_freedom} degrees of freedom"
     for r in found.rungs:

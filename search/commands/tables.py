@@ -44,14 +44,6 @@ def print_facts(facts: Mapping[str, str], *, bold: Sequence[str] = ()) -> None:
         _print(Text.assemble((f"{name:{width}}", "dim"), (text, "bold" if name in bold else "")))
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _print(what: object) -> None:
     """On a terminal with colours, unless NO_COLOR is set; elsewhere as plain lines without trailing spaces."""
     from rich.console import Console

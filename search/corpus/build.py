@@ -1,4 +1,4 @@
-"""From documents to a dataset directory: tokenizer, shards, manifest. All of it appears at once, or nothing."""
+"""Build a dataset directory from documents: tokenizer, shards, manifest. It appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from search.corpus.manifest import (
     TokenizerAudit,
     read_manifest,
 )
-from search.corpus.shards import SHARD_TOKENS, ShardWriter, disk_errors, stream_bytes
+from search.corpus.shard_writer import SHARD_TOKENS, ShardWriter, disk_errors, stream_bytes
 from search.corpus.tokenizer import (
     Normalization,
     audit_batch,
@@ -47,7 +47,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shards:
-    """What writing the shards found out."""
+    """The written shards, with counts and audit."""
 
     shards: tuple[ShardInfo, ...]
     train: SplitInfo
@@ -68,15 +68,15 @@ def build(
     shard_tokens: int = SHARD_TOKENS,
     report: Report = lambda line: None,
 ) -> Manifest:
-    """Write a dataset directory, or return the manifest of the one that is already there.
+    """Write a dataset directory and return its manifest; if the same dataset is already there, only return it.
 
     Args:
         tokenizer: a SentencePiece model to use; without one, `vocab_size` pieces are trained on the training
-            documents (all documents when all validate) with `normalization`.
+            documents (on all documents if all of them validate) with `normalization`.
         val_fraction: share of documents, chosen by their hash, that validate; 0 and 1 give one split only.
         val_corpus: documents that validate, instead of a share; exact copies of them are kept out of training.
     Raises:
-        UserError: bad documents, an unsound tokenizer, an empty split, a full disk, or `out` holds something else.
+        UserError: bad documents, an unsound tokenizer, an empty split, a full disk, or `out` has other contents.
     """
     if not 0 <= val_fraction <= 1:
         raise UserError(f"val_fraction must be in [0, 1], got {val_fraction}")
@@ -114,21 +114,21 @@ def build(
 
 
 def is_validation(text: str, val_fraction: float) -> bool:
-    """Whether a document validates: a pure function of its text, so copies never end up on both sides."""
+    """Return whether a document validates: a pure function of its text, so that copies are on the same side."""
     position = int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
     return position < val_fraction * 2**64
 
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """Which document trains and which validates."""
+    """The documents, split into training and validation."""
 
     corpus: Corpus
     val_fraction: float
     val_corpus: Corpus | None
 
     def documents(self) -> Iterator[tuple[Split, str]]:
-        """Every document with its side; a given validation corpus comes last."""
+        """Yield every document with its side; a given validation corpus comes last."""
         if self.val_corpus is None:
             for text in self.corpus.documents():
                 yield ("val" if is_validation(text, self.val_fraction) else "train"), text
@@ -142,11 +142,12 @@ class _Sides:
 
 
 def _digest(text: str) -> bytes:
+    """Return the hash of a document."""
     return hashlib.sha256(text.encode("utf-8")).digest()
 
 
 def _write_shards(sides_of: _Sides, folder: Path, model: Path, shard_tokens: int, report: Report) -> _Shards:
-    """Tokenize every document into the split it belongs to, counting and auditing on the way."""
+    """Tokenize every document into its split, count documents, tokens and bytes, and audit the tokenizer."""
     tokenizer = load_tokenizer(str(model))
     bos = tokenizer.bos_id()
     if bos < 0 or tokenizer.vocab_size() > 65_536:
@@ -193,7 +194,7 @@ _SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 def _counted(split: SplitInfo, tokens: np.ndarray, raw_bytes: int, scored_bytes: int) -> SplitInfo:
-    """The counts with one more document."""
+    """Return the counts with one more document."""
     return replace(
         split,
         num_docs=split.num_docs + 1,
@@ -204,7 +205,7 @@ def _counted(split: SplitInfo, tokens: np.ndarray, raw_bytes: int, scored_bytes:
 
 
 def _refuse_empty_splits(counts: dict[Split, SplitInfo], sides_of: _Sides) -> None:
-    """A split that was asked for and got no document is a mistake."""
+    """Raise UserError if a split that was asked for got no document."""
     share = sides_of.val_fraction if sides_of.val_corpus is None else 0.5
     wanted: tuple[tuple[Split, float], ...] = (("train", 1 - share), ("val", share))
     for side, part in wanted:
@@ -220,7 +221,7 @@ def _refuse_empty_splits(counts: dict[Split, SplitInfo], sides_of: _Sides) -> No
 def _recipe(
     sides_of: _Sides, tokenizer: Path | None, vocab_size: int, normalization: Normalization, shard_tokens: int
 ) -> str:
-    """Hash of everything the dataset depends on."""
+    """Return the hash of all inputs and settings that the dataset depends on."""
     if tokenizer is not None and not tokenizer.is_file():
         raise UserError(f"{tokenizer}: no such tokenizer", hint="give a .model file, or --vocab-size to train one")
     pieces = [vocab_size, normalization] if tokenizer is None else [tokenizer_hash(tokenizer)]
@@ -230,7 +231,7 @@ def _recipe(
 
 
 def _already_built(out: Path, recipe: str) -> Manifest | None:
-    """The dataset in `out` when it is the one asked for, None when there is none."""
+    """Return the manifest in `out` if it has this recipe, None if `out` is empty; raise UserError otherwise."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if (out / MANIFEST_FILE).is_file():
@@ -250,12 +251,13 @@ def _already_built(out: Path, recipe: str) -> Manifest | None:
 
 
 def _size(path: Path) -> int:
+    """Return a file's bytes; -1 without a file."""
     return path.stat().st_size if path.is_file() else -1
 
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A folder next to `out` that takes its place when the block ends well and vanishes when it does not."""
+    """Yield a folder next to `out`. It is renamed to `out` if the block ends without an error, else deleted."""
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))

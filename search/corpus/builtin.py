@@ -1,7 +1,7 @@
-"""The built-in corpus: documentation every installation already has, so that nothing needs a download.
+"""The built-in corpus: documentation that every installation already has, so that nothing is downloaded.
 
-Docstrings of the standard library and of the packages this project pins or they pull in. It is real English
-prose about programs, deterministic for one lock file and Python version, and recorded as such in the manifest.
+It is docstrings of the standard library and of packages that this project pins or that these depend on: English prose
+about programs. One lock file and Python version always give the same corpus, and the manifest records both.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pgolf_model.errors import UserError
 from search.corpus.dedupe import Deduplicator
 from search.corpus.documents import Corpus
 
-# Best prose first: of two near-copies the first is kept. sympy and plotly are left out: mostly formulas, and mostly
-# copies (0.4 of 8.0 MB survive).
+# Packages with the best prose come first, since the first of two near-copies is kept. sympy and plotly are left out:
+# they are mostly formulas and copies, of which 0.4 of 8.0 MB would be kept.
 PACKAGES = (
     "numpy", "optuna", "networkx", "sqlalchemy", "alembic", "huggingface_hub", "pandas", "torch", "mpmath", "click",
     "rich", "narwhals", "fsspec", "jinja2",
@@ -37,8 +37,8 @@ MIN_DOCUMENTED_SHARE = 0.1
 MIN_BLOCK_CHARS = 40  # shorter docstrings say little
 MIN_DOCUMENT_CHARS = 200
 MAX_DOCUMENT_CHARS = 20_000  # modules with more documentation become several documents
-MIN_BYTES = 10_000_000  # fewer than this and packages are missing
-CORPUS_VERSION = 2  # raise it when this file or the deduplication changes what comes out
+MIN_BYTES = 10_000_000  # with fewer bytes, packages are missing
+CORPUS_VERSION = 2  # to be raised with every change of this file or of the deduplication that changes the documents
 
 _TRIPLE_QUOTED = re.compile(rb'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
 
@@ -46,9 +46,9 @@ Report = Callable[[str], None]
 
 
 def builtin_corpus(report: Report = lambda line: None) -> Corpus:
-    """The built-in corpus; about 14 MB, read in about 25 s of one core the first time it is iterated.
+    """Return the built-in corpus: about 14 MB, read in about 25 s of one core when it is first iterated.
 
-    Documents come in the order of their hashes: a short run that reads a stretch of them sees every package.
+    Documents come in the order of their hashes, so that a short run reads from every package.
     """
     versions = " ".join(f"{name}=={_version(name)}" for name in PACKAGES)
     identity = f"builtin {CORPUS_VERSION} python {platform.python_version()} {versions}"
@@ -65,7 +65,7 @@ def builtin_corpus(report: Report = lambda line: None) -> Corpus:
 
 
 def _collect(report: Report) -> Iterator[str]:
-    """Documents of every package, deduplicated across all of them."""
+    """Yield the documents of all packages; text that repeats another package's is left out."""
     deduplicator = Deduplicator()
     roots = {"python": Path(sysconfig.get_path("stdlib")), **{name: _root(name) for name in PACKAGES}}
     raw = kept = 0
@@ -87,7 +87,7 @@ def _collect(report: Report) -> Iterator[str]:
 
 
 def python_files(root: Path) -> list[Path]:
-    """Python sources below a folder in a fixed order, without tests and vendored copies."""
+    """Return the Python sources below a folder in a fixed order, without tests and vendored copies."""
     return [
         path
         for path in sorted(root.rglob("*.py"))
@@ -96,10 +96,10 @@ def python_files(root: Path) -> list[Path]:
 
 
 def documentation(path: Path) -> list[str]:
-    """Docstrings of a module in source order; of a documentation module (`_torch_docs.py`) all long strings.
+    """Return the docstrings of a module in source order; of a documentation module (`_torch_docs.py`) all long strings.
 
-    A module that is less than a tenth documentation has none worth its parsing (half of all source, 10 % of the
-    text), nor has a file that is not valid Python of this version.
+    The list is empty for a file that is not valid Python of this version, and for a module of which less than a tenth
+    is documentation: skipping those saves parsing half of all source and loses 10 % of the text.
     """
     source = path.read_bytes()
     is_doc = "doc" in path.name or "doc" in path.parent.name
@@ -116,7 +116,7 @@ def documentation(path: Path) -> list[str]:
 
 
 def _parse(source: bytes) -> ast.Module:
-    """The syntax tree, empty when there is none. The collector is off meanwhile: a third of the time, no cycles."""
+    """Return the syntax tree; empty for invalid source. Without the garbage collector it takes a third of the time."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -131,7 +131,7 @@ def _parse(source: bytes) -> ast.Module:
 
 
 def _strings(tree: ast.Module, is_doc: bool) -> Iterator[ast.Constant]:
-    """Constants that may be documentation: every one of a documentation module, else those in docstring position."""
+    """Yield constants that may be documentation: all of a documentation module, else those in docstring position."""
     if is_doc:
         yield from (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
         return
@@ -146,7 +146,7 @@ def _strings(tree: ast.Module, is_doc: bool) -> Iterator[ast.Constant]:
 
 
 def group_blocks(blocks: list[str]) -> Iterator[str]:
-    """Blocks of one module joined to documents of at most MAX_DOCUMENT_CHARS, unless one block alone is longer."""
+    """Yield the blocks of a module joined to documents of at most MAX_DOCUMENT_CHARS; a longer block stays whole."""
     group: list[str] = []
     chars = 0
     for block in [*blocks, None]:
@@ -161,12 +161,13 @@ def group_blocks(blocks: list[str]) -> Iterator[str]:
 
 
 def _root(package: str) -> Path:
-    """Where a package is installed, found without importing it; a folder that is not there when it is missing."""
+    """Return a package's folder, found without importing it; a folder that does not exist if it is not installed."""
     spec = importlib.util.find_spec(package)
     return Path(spec.origin).parent if spec is not None and spec.origin else Path("/nonexistent") / package
 
 
 def _version(package: str) -> str:
+    """Return a package's version, "absent" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

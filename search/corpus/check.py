@@ -1,4 +1,4 @@
-"""Is a dataset directory what its manifest says? Every problem is listed, not only the first."""
+"""Compare a dataset directory with its manifest, and list every problem."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
 from pgolf_model.data.shards import read_shard
 from pgolf_model.errors import UserError
 from search.corpus.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
-from search.corpus.shards import file_sha256, scan_shard
+from search.corpus.shard_writer import file_sha256, scan_shard
 from search.corpus.tokenizer import tokenizer_hash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckReport:
-    """What a check looked at and what it found wrong."""
+    """The size of a checked dataset, and its problems."""
 
     directory: str
     num_shards: int
@@ -25,15 +25,15 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the dataset can be used."""
+        """Whether the dataset has no problem."""
         return not self.problems
 
 
 def check(directory: Path) -> CheckReport:
-    """Validate headers, sizes, hashes, tokenizer, token range and document boundaries of a dataset directory.
+    """Check headers, sizes, hashes, tokenizer, token range and document boundaries of a dataset directory.
 
     Raises:
-        UserError: there is no readable manifest, so there is nothing to check against.
+        UserError: there is no readable manifest to compare with.
     """
     manifest = read_manifest(directory)
     problems = [*_unlisted(directory, manifest)]
@@ -55,7 +55,7 @@ def check(directory: Path) -> CheckReport:
 
 
 def quick_check(directory: Path) -> Manifest:
-    """The manifest of a dataset that looks whole: headers, sizes and the tokenizer, no token read.
+    """Return the manifest of a dataset after checking headers, sizes and the tokenizer, without reading tokens.
 
     Raises:
         UserError: with the first problem found and its fix.
@@ -72,9 +72,10 @@ def quick_check(directory: Path) -> Manifest:
 
 
 def refuse_foreign_tokenizer(val: str, tokenizer: Path) -> None:
-    """Raise UserError when the shards at `val` (folder, glob or file) are known to be another tokenizer's.
+    """Raise UserError if the shards at `val` (folder, glob or file) are known to be another tokenizer's.
 
-    Shards alone do not say; a manifest beside them does. A wrong tokenizer gives a wrong byte count and no error.
+    The manifest beside the shards says which tokenizer made them; without one nothing is refused. A wrong tokenizer
+    would give a wrong byte count and no error.
     """
     directory = Path(val) if Path(val).is_dir() else Path(val).parent
     if not (directory / MANIFEST_FILE).is_file():
@@ -89,7 +90,7 @@ def refuse_foreign_tokenizer(val: str, tokenizer: Path) -> None:
 
 
 def _unlisted(directory: Path, manifest: Manifest) -> Iterator[str]:
-    """Shards that training would read although the manifest does not know them."""
+    """Yield a problem for each shard that training would read although the manifest does not list it."""
     listed = {shard.name for shard in manifest.shards}
     for path in sorted(directory.glob("fineweb_*.bin")):
         if path.name not in listed:
@@ -97,7 +98,7 @@ def _unlisted(directory: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _tokenizer(directory: Path, manifest: Manifest) -> tuple[PieceBytes | None, int, list[str]]:
-    """(byte table, BOS id, problems) of the dataset's tokenizer; no table when it cannot be used."""
+    """Return (byte table, BOS id, problems) of the dataset's tokenizer; the table is None if it cannot be used."""
     path = directory / TOKENIZER_FILE
     if not path.is_file():
         return None, -1, [f"{path}: no such file; build or fetch the dataset again"]
@@ -119,7 +120,7 @@ def _tokenizer(directory: Path, manifest: Manifest) -> tuple[PieceBytes | None, 
 
 
 def _damage(directory: Path, shard: ShardInfo) -> Iterator[str]:
-    """A file that is not the one the manifest lists."""
+    """Yield a problem if a shard's file is not the one that the manifest lists."""
     path = directory / shard.name
     try:
         _require_size(directory, shard)
@@ -131,7 +132,7 @@ def _damage(directory: Path, shard: ShardInfo) -> Iterator[str]:
 
 
 def _require_size(directory: Path, shard: ShardInfo) -> None:
-    """Raise UserError when a shard's header, size or number of tokens is not the manifest's; reads no token."""
+    """Raise UserError if a shard's header, size or number of tokens is not the manifest's; reads no token."""
     path = directory / shard.name
     num_tokens = len(read_shard(path))
     if num_tokens != shard.tokens:
@@ -143,7 +144,7 @@ def _require_size(directory: Path, shard: ShardInfo) -> None:
 def _contents(
     directory: Path, side: Split, shards: list[ShardInfo], info: SplitInfo, table: PieceBytes, bos_id: int
 ) -> Iterator[str]:
-    """Tokens out of range, and documents or bytes that do not add up, in files that are whole."""
+    """Yield problems in the tokens of a split: ids out of range, and documents or bytes that do not add up."""
     num_docs = scored_bytes = 0
     previous = bos_id
     for shard in shards:

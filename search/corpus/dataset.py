@@ -14,7 +14,7 @@ from search.corpus.manifest import TOKENIZER_FILE, Manifest, check_comparable
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
-    """One dataset folder and what its manifest says."""
+    """One dataset folder and its manifest."""
 
     folder: Path
     manifest: Manifest
@@ -26,10 +26,10 @@ class Dataset:
 
 
 def open_dataset(name: str) -> Dataset:
-    """The dataset in folder `name`.
+    """Return the dataset in folder `name`.
 
     Raises:
-        UserError: there is none, with the commands that make one.
+        UserError: there is none, or it is damaged; says how to make one.
     """
     folder = Path(name).absolute()
     if not folder.is_dir():
@@ -41,12 +41,12 @@ def open_dataset(name: str) -> Dataset:
 
 
 def dataset_fingerprint(manifest: Manifest) -> str:
-    """Hash of the tokenizer and of every shard, in order."""
+    """Return the hash of the tokenizer and of every shard, in order."""
     parts = [manifest.tokenizer_sha256, *(shard.sha256 for shard in manifest.shards)]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def refuse_incomparable(datasets: Sequence[Dataset]) -> None:
-    """Tokenizers are searched together only when they score the same text."""
+    """Raise UserError if the datasets do not score the same text, so that their tokenizers cannot be compared."""
     for other in datasets[1:]:
         check_comparable(datasets[0].manifest, other.manifest)

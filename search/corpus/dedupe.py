@@ -1,4 +1,4 @@
-"""Near-copies out: a paragraph most of whose five-word runs were seen before is dropped."""
+"""Remove near-copies: a paragraph is dropped if most of its runs of five words were seen before."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from zlib import crc32
 import numpy as np
 
 SHINGLE_WORDS = 5
-SEEN_SHARE = 0.5  # drop a paragraph when more of its shingles than this were seen
-TABLE_BITS = 26  # 67 MB of flags; 2.5 M shingles fill 4 % of it, so chance hits stay far below SEEN_SHARE
+SEEN_SHARE = 0.5  # a paragraph is dropped if more of its shingles than this were seen
+TABLE_BITS = 26  # 67 MB of flags; 2.5 M shingles fill 4 % of them, so that chance hits stay far below SEEN_SHARE
 
 _WORD = re.compile(r"[a-z]+")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 
 
 class Deduplicator:
-    """Remembers the shingles of everything it kept; the result depends on the order of the texts alone."""
+    """Remembers the shingles (runs of five words) of all kept text, so that its answers depend on the texts' order."""
 
     def __init__(self) -> None:
         self._seen = np.zeros(1 << TABLE_BITS, dtype=bool)
 
     def keep(self, text: str) -> str:
-        """`text` without the paragraphs that repeat earlier ones; short ones (headings, one-liners) only stay
-        where a longer one does."""
+        """Return `text` without the paragraphs that repeat earlier ones.
+
+        Paragraphs too short to tell, such as headings, are kept if any longer one is.
+        """
         paragraphs = _PARAGRAPH.split(text.strip("\n"))
         fresh = [self._is_fresh(paragraph) for paragraph in paragraphs]
         if not any(fresh):
@@ -31,7 +33,7 @@ class Deduplicator:
         return "\n\n".join(p for p, state in zip(paragraphs, fresh, strict=True) if state is not False)
 
     def _is_fresh(self, paragraph: str) -> bool | None:
-        """True for new text, False for a repeat, None for a paragraph too short to tell."""
+        """Return True for new text, False for a repeat, None for a paragraph too short to tell."""
         words = _WORD.findall(paragraph.lower())
         if len(words) < SHINGLE_WORDS + 3:
             return None
@@ -42,7 +44,7 @@ class Deduplicator:
 
 
 def _shingles(words: list[str]) -> np.ndarray:
-    """Table positions of all runs of SHINGLE_WORDS words."""
+    """Return the table positions of all runs of SHINGLE_WORDS words."""
     codes = np.array([crc32(word.encode()) for word in words], dtype=np.uint64)
     runs = len(words) - SHINGLE_WORDS + 1
     mixed = np.zeros(runs, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Documents from files: one per `.txt` file, one per line of `.jsonl` and `.jsonl.gz`."""
+"""Read documents from files: one from a `.txt` file, one from each line of `.jsonl` and `.jsonl.gz`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pgolf_model.errors import UserError
-from search.corpus.shards import file_sha256
+from search.corpus.shard_writer import file_sha256
 
 T = TypeVar("T")
 BATCH_DOCS = 1024
@@ -22,19 +22,19 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """Documents that can be read more than once, and what they are."""
+    """Documents that can be read more than once, with their source."""
 
-    source: str  # for people
-    identity: str  # changes when the documents change
+    source: str  # a name for people
+    identity: str  # a hash that changes with the documents
     documents: Callable[[], Iterator[str]]  # non-empty texts, as given, in a fixed order
 
 
 def corpus_from_files(paths: Sequence[Path]) -> Corpus:
-    """The documents of files, in the order given.
+    """Return the documents of files, in the given order.
 
     Raises:
         UserError: no such file, or a suffix other than .txt, .jsonl, .jsonl.gz. While reading: text that is not
-            UTF-8, or a line that is not {"text": "..."}; both name the place.
+            UTF-8, or a line that is not {"text": "..."}; the message names the place.
     """
     for path in paths:
         if not path.is_file():
@@ -50,7 +50,7 @@ def corpus_from_files(paths: Sequence[Path]) -> Corpus:
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """Documents of one file, as given; those that are empty but for whitespace are left out."""
+    """Yield the documents of one file, unchanged; those of whitespace only are left out."""
     texts = [(str(path), _decode(path.read_bytes(), str(path)))] if path.suffix == ".txt" else _read_lines(path)
     for where, text in texts:
         if not text.isascii():
@@ -60,7 +60,7 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def batches(documents: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list[T]]:
-    """Documents in lists that fit in memory however long or many they are."""
+    """Yield documents in lists of at most BATCH_DOCS documents and about BATCH_CHARS characters."""
     batch: list[T] = []
     chars = 0
     for document in documents:
@@ -74,7 +74,7 @@ def batches(documents: Iterable[T], text_of: Callable[[T], str]) -> Iterator[lis
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(place, text) of every line that holds a record."""
+    """Yield (place, text) of every line that is not empty."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
@@ -87,7 +87,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _parse(line: str, where: str) -> str:
-    """The text of one JSON line."""
+    """Return the text of one JSON line."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -99,6 +99,7 @@ def _parse(line: str, where: str) -> str:
 
 
 def _decode(raw: bytes, where: str) -> str:
+    """Return UTF-8 bytes as text."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -106,7 +107,7 @@ def _decode(raw: bytes, where: str) -> str:
 
 
 def _refuse_surrogates(text: str, where: str) -> None:
-    """JSON can spell half a surrogate pair, which no UTF-8 text has."""
+    """Raise UserError if a text has half a surrogate pair, which JSON can spell and UTF-8 cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

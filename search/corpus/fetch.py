@@ -1,4 +1,4 @@
-"""Published FineWeb shards from the Hugging Face hub, or from a folder that stands for it.
+"""Fetch published FineWeb shards from the Hugging Face hub, or from a local folder with the same layout.
 
 A repository holds, below `datasets/`: `manifest.json`, `datasets/fineweb10B_<variant>/fineweb_{train,val}_<n>.bin`
 and `tokenizers/`. Source: https://github.com/openai/parameter-golf/tree/main/data
@@ -19,14 +19,14 @@ from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
 from pgolf_model.data.shards import read_shard
 from pgolf_model.errors import UserError
 from search.corpus.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, ShardInfo, Split, SplitInfo, read_manifest
-from search.corpus.shards import disk_errors, scan_shard, shard_info
+from search.corpus.shard_writer import disk_errors, scan_shard, shard_info
 from search.corpus.tokenizer import normalization_of, tokenizer_hash
 from trials.files import write_json
 
-ROOT = "datasets"  # folder of the repository that everything lies in
+ROOT = "datasets"  # folder of the repository with all of its files
 DEFAULT_REPO = "willdepueoai/parameter-golf"
 REPOS = {"sp4096": "kevclark/parameter-golf", "sp8192": "kevclark/parameter-golf"}  # variants published elsewhere
-PARTIAL_FOLDER = ".partial"  # downloads under way; kept after an interrupt so that they go on
+PARTIAL_FOLDER = ".partial"  # unfinished downloads; kept after an interrupt, so that the next call continues them
 
 Report = Callable[[str], None]
 Hub = Callable[[str, Path], Path]  # (name in the repository, folder to put it below) -> the file
@@ -43,15 +43,15 @@ def fetch(
 ) -> Manifest:
     """Download a variant's tokenizer, all validation shards and its first training shards.
 
-    A repeated call keeps the shards that are there and whole, so an interrupted download goes on, and a larger
-    `train_shards` adds to it.
+    A repeated call keeps the shards that are whole, so it continues an interrupted download, and adds shards if
+    `train_shards` is larger.
 
     Args:
         variant: such as "sp1024".
         repo: dataset repository, or a local folder with the same layout.
     Raises:
-        UserError: no such variant, shard or repository, no network, a damaged download, a full disk, or `out`
-            holds another dataset.
+        UserError: no such variant, shard or repository, no network, a damaged download, a full disk, or `out` has
+            other contents.
     """
     repo = repo or REPOS.get(variant, DEFAULT_REPO)
     source = f"{repo} {variant}" + (f" at {revision}" if revision else "")
@@ -62,29 +62,28 @@ def fetch(
     with disk_errors(out):
         partial = out / PARTIAL_FOLDER
         partial.mkdir(parents=True, exist_ok=True)
-        plan = _plan(hub(f"{ROOT}/{MANIFEST_FILE}", partial), repo, variant, train_shards)
-        os.replace(hub(plan.tokenizer, partial), out / TOKENIZER_FILE)
-        for number, (_, name) in enumerate(plan.shards, start=1):
-            label = f"shard {number}/{len(plan.shards)} {name}"
+        files = _files_of(hub(f"{ROOT}/{MANIFEST_FILE}", partial), repo, variant, train_shards)
+        os.replace(hub(files.tokenizer, partial), out / TOKENIZER_FILE)
+        for number, (_, name) in enumerate(files.shards, start=1):
+            label = f"shard {number}/{len(files.shards)} {name}"
             if _is_whole(out / name):
                 report(f"{label}: already there")
                 continue
             report(f"{label}: downloading")
-            found = hub(f"{plan.folder}/{name}", partial)
+            found = hub(f"{files.folder}/{name}", partial)
             read_shard(found)
             os.replace(found, out / name)
         report("hashing and counting")
-        manifest = _describe(out, plan, source)
+        manifest = _describe(out, files, source)
         write_json(out / MANIFEST_FILE, manifest)
         shutil.rmtree(partial)
     return manifest
 
 
 def open_hub(repo: str, revision: str | None = None) -> Hub:
-    """How files of a repository are had: copied when it is a local folder, else downloaded.
+    """Return a function that gets a file of a repository: by copying from a local folder, or by downloading.
 
-    The returned function raises ValueError when the file cannot be had, saying whether it is missing or the hub
-    is out of reach.
+    The function raises UserError if the file does not exist or the hub cannot be reached, and says which.
     """
     if Path(repo).is_dir():
         return lambda name, folder: _copy(Path(repo), name, folder)
@@ -92,14 +91,14 @@ def open_hub(repo: str, revision: str | None = None) -> Hub:
 
 
 def _copy(repo: Path, name: str, folder: Path) -> Path:
-    """A file of a local folder that stands for the hub."""
+    """Copy a file of a local folder."""
     if not (repo / name).is_file():
         raise UserError(f"{repo}: no {name}", hint=f"see its {ROOT}/{MANIFEST_FILE} for what is published")
     return Path(shutil.copyfile(repo / name, folder / Path(name).name))
 
 
 def _download(repo: str, revision: str | None, name: str, folder: Path) -> Path:
-    """A file of the hub; an interrupted download goes on where it stopped."""
+    """Download a file of the hub; an interrupted download is continued."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -129,20 +128,21 @@ def _download(repo: str, revision: str | None, name: str, folder: Path) -> Path:
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    """What to download, as the repository's manifest lists it."""
+class _Files:
+    """Files to download, as the repository's manifest lists them."""
 
     folder: str  # of the shards, in the repository
     tokenizer: str  # name in the repository
     shards: tuple[tuple[Split, str], ...]  # training first
 
 
-def _plan(path: Path, repo: str, variant: str, train_shards: int) -> _Plan:
-    """The files of a variant; UserError when the manifest does not list them."""
+def _files_of(path: Path, repo: str, variant: str, train_shards: int) -> _Files:
+    """Return the files of a variant; raise UserError if the manifest does not list them."""
     name = f"fineweb10B_{variant}"
     try:
         listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -159,7 +159,7 @@ def _plan(path: Path, repo: str, variant: str, train_shards: int) -> _Plan:
         raise UserError(f"{repo}: {variant} has no SentencePiece model", hint="choose a variant such as sp1024")
     if not 0 <= train_shards <= published:
         raise UserError(f"{repo} has {published} training shards of {variant}, got --train-shards {train_shards}")
-    return _Plan(
+    return _Files(
         folder=f"{ROOT}/datasets/{name}",
         tokenizer=f"{ROOT}/{model}",
         shards=(
@@ -170,7 +170,7 @@ def _plan(path: Path, repo: str, variant: str, train_shards: int) -> _Plan:
 
 
 def _refuse_other(out: Path, source: str) -> int:
-    """Training shards of this source that `out` holds already; UserError when it holds something else."""
+    """Return how many training shards of this source `out` has; raise UserError if it has other contents."""
     if (out / MANIFEST_FILE).is_file():
         manifest = read_manifest(out)
         if manifest.source != source:
@@ -184,7 +184,7 @@ def _refuse_other(out: Path, source: str) -> int:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a shard is there with the size its header says."""
+    """Return whether a shard exists and has the size that its header says."""
     try:
         read_shard(path)
     except UserError:
@@ -192,12 +192,12 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _describe(out: Path, plan: _Plan, source: str) -> Manifest:
-    """Our manifest of what was downloaded; one pass over all tokens."""
+def _describe(out: Path, files: _Files, source: str) -> Manifest:
+    """Return our manifest of the downloaded files, after one pass over all tokens."""
     model = out / TOKENIZER_FILE
     tokenizer = load_tokenizer(str(model))
     table = piece_bytes(str(model), tokenizer.vocab_size())
-    shards = tuple(shard_info(out / name, side) for side, name in plan.shards)
+    shards = tuple(shard_info(out / name, side) for side, name in files.shards)
     return Manifest(
         source=source,
         recipe_sha256=hashlib.sha256(source.encode()).hexdigest(),
@@ -211,7 +211,7 @@ def _describe(out: Path, plan: _Plan, source: str) -> Manifest:
 
 
 def _count(out: Path, shards: list[ShardInfo], table: PieceBytes, bos_id: int) -> SplitInfo:
-    """Documents, tokens and scored bytes of one split; UserError when a token is not the tokenizer's."""
+    """Count documents, tokens and scored bytes of one split; raise UserError if a token is not the tokenizer's."""
     num_docs = scored_bytes = 0
     previous = bos_id
     for shard in shards:

@@ -1,4 +1,4 @@
-"""What a dataset directory says about itself: `manifest.json`."""
+"""`manifest.json`, the description of a dataset directory."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class SplitInfo:
 
     num_docs: int
     tokens: int
-    scored_bytes: int  # what bits per byte divides by: UTF-8 bytes of the text after the tokenizer normalised it
+    scored_bytes: int  # divisor of bits per byte: UTF-8 bytes of the text after the tokenizer normalised it
     raw_bytes: int | None = None  # UTF-8 bytes of the documents as given; None when only tokens were published
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerAudit:
-    """What a tokenizer does to real documents. The official ones normalise, so a plain round trip is no test."""
+    """Effects of a tokenizer on documents. The official ones normalise text, so that a round trip is no test."""
 
     num_documents: int
     raw_bytes: int
@@ -58,7 +58,7 @@ class TokenizerAudit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """Everything two people need to know that they have the same data."""
+    """The description of a dataset. Two datasets with equal manifests are the same data."""
 
     format: int = MANIFEST_FORMAT
     source: str  # where the documents come from, for people
@@ -80,7 +80,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a dataset directory; UserError when it is missing or damaged."""
+    """Return the manifest of a dataset directory; raise UserError if it is missing or damaged."""
     path = directory / MANIFEST_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -94,10 +94,10 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def check_comparable(a: Manifest, b: Manifest) -> None:
-    """Raise UserError when a bpb on `a` and a bpb on `b` are not about the same text.
+    """Raise UserError if val_bpb on `a` and on `b` do not compare.
 
-    The same validation documents, and scored bytes within 0.1 %: a tokenizer that drops more text than another
-    would win by scoring less.
+    They compare if the validation documents are the same and the scored bytes differ by at most 0.1 %: a tokenizer that
+    drops more text than another would win by scoring less.
     """
     if a.val.num_docs != b.val.num_docs or (
         a.val_docs_sha256 and b.val_docs_sha256 and a.val_docs_sha256 != b.val_docs_sha256

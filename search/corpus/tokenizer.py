@@ -1,4 +1,4 @@
-"""Training a SentencePiece tokenizer as the challenge does, and auditing any of them on real documents."""
+"""Train a SentencePiece tokenizer as the challenge does, and audit any tokenizer on real documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgolf_model.data.bytecount import PieceBytes, load_tokenizer, piece_bytes
 from pgolf_model.errors import UserError
 from search.corpus.documents import batches
 from search.corpus.manifest import TokenizerAudit
-from search.corpus.shards import file_sha256, stream_bytes
+from search.corpus.shard_writer import file_sha256, stream_bytes
 
 Normalization = Literal["nmt_nfkc", "identity"]
 
@@ -24,10 +24,10 @@ _LOSSY = "a\n b  \ufb01"  # a newline, two spaces and a ligature: each survives 
 
 
 def train_tokenizer(documents: Iterable[str], *, vocab_size: int, normalization: Normalization = "nmt_nfkc") -> bytes:
-    """A BPE model with the challenge's settings, as the bytes of its `.model` file; same documents, same bytes.
+    """Return a BPE model with the challenge's settings as the bytes of its `.model` file; same documents, same bytes.
 
-    NUL becomes a space and empty documents are dropped, as there. Unlike there, documents over SentencePiece's
-    sentence limit are cut at white space instead of being skipped.
+    As in the challenge, NUL becomes a space and empty documents are dropped. Other than there, documents over
+    SentencePiece's sentence limit are cut at white space instead of being skipped.
 
     Raises:
         UserError: SentencePiece refuses, for example because 260 fixed pieces and the alphabet exceed vocab_size.
@@ -65,7 +65,7 @@ def train_tokenizer(documents: Iterable[str], *, vocab_size: int, normalization:
 
 
 def _sentences(documents: Iterable[str]) -> Iterator[str]:
-    """Training sentences within the limit; a run without any white space is cut where it must be."""
+    """Yield training sentences within the limit; text without white space is cut at the limit."""
     for document in documents:
         text = document.replace("\0", " ").strip()
         if len(text.encode("utf-8")) <= MAX_SENTENCE_BYTES:
@@ -82,17 +82,17 @@ def _sentences(documents: Iterable[str]) -> Iterator[str]:
 
 
 def tokenizer_hash(model_path: Path) -> str:
-    """sha256 of the model file: what ties shards to their tokenizer."""
+    """Return the sha256 of the model file, by which shards know their tokenizer."""
     return file_sha256(model_path)
 
 
 def normalization_of(tokenizer: sentencepiece.SentencePieceProcessor) -> Normalization:
-    """How a tokenizer treats raw text, found by trying."""
+    """Return how a tokenizer treats raw text, found by encoding a sample."""
     return "identity" if tokenizer.decode(tokenizer.encode(_LOSSY)) == _LOSSY else "nmt_nfkc"
 
 
 def audit(model_path: Path, documents: Iterable[str]) -> TokenizerAudit:
-    """Measure a tokenizer on documents and refuse an unsound one (`require_sound`)."""
+    """Return the audit of a tokenizer on documents; raise UserError if it is unsound (`require_sound`)."""
     tokenizer = load_tokenizer(str(model_path))
     table = piece_bytes(str(model_path), tokenizer.vocab_size())
     total = audit_batch(tokenizer, table, [], [])
@@ -108,12 +108,12 @@ def audit_batch(
     texts: Sequence[str],
     encoded: Sequence[list[int]],
 ) -> TokenizerAudit:
-    """Audit documents whose tokens are known."""
+    """Return the audit of documents whose tokens are known."""
     bos = tokenizer.bos_id()
     decoded = tokenizer.decode(list(encoded)) if encoded else []
     again = tokenizer.encode(decoded) if decoded else []
     scored = [stream_bytes(table, np.array([bos, *ids])) for ids in encoded]
-    # A space right after BOS is free by the challenge's rule, so a decoded text that starts with one counts one less.
+    # By the challenge's rule a space right after BOS does not count, so a text that starts with one has one byte less.
     expected = [len(text.encode("utf-8")) - text.startswith(" ") for text in decoded]
     return TokenizerAudit(
         num_documents=len(texts),
@@ -126,7 +126,7 @@ def audit_batch(
 
 
 def merge_audits(a: TokenizerAudit, b: TokenizerAudit) -> TokenizerAudit:
-    """The audit of both sets of documents together."""
+    """Return the audit of both sets of documents together."""
     return TokenizerAudit(
         num_documents=a.num_documents + b.num_documents,
         raw_bytes=a.raw_bytes + b.raw_bytes,
@@ -138,7 +138,7 @@ def merge_audits(a: TokenizerAudit, b: TokenizerAudit) -> TokenizerAudit:
 
 
 def require_sound(result: TokenizerAudit, model_path: Path) -> None:
-    """Raise UserError when a score with this tokenizer would be wrong."""
+    """Raise UserError if scores with this tokenizer would be wrong."""
     if result.num_miscounted:
         raise UserError(
             f"{model_path}: the byte table is wrong for {result.num_miscounted} of {result.num_documents} documents "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -14,25 +13,19 @@ from search.ladder.promote import planned_trials
 from search.look.outlook import read_lives, study_seconds_left
 from search.study.config import StudyConfig
 from search.study.ledger import TrialRecord
+from space.words import clock
 from trials.live import STARTING, TRAINING, LiveRun
 from trials.spec import TrialResult, TrialSpec
 
 QUIET_SECONDS = 15.0  # say where things stand after so long without an event
 
 
-@dataclass(kw_only=True, slots=True)
-class _Clock:
-    started: float = field(default_factory=time.monotonic)
-    spoke: float = field(default_factory=time.monotonic)
-
-
 def follow(driver: Driver, events: Iterable[Event], console: Console, *, every: float = 0.0) -> None:
     """Print what happens until the events end; with `every`, at most a line in so many seconds."""
-    clock, running = _Clock(), dict[str, TrialSpec]()
-    line: str | None
+    running: dict[str, TrialSpec] = {}
+    started = spoke = time.monotonic()
     for event in events:
-        if every and time.monotonic() - clock.spoke < every:
-            continue
+        line = ""
         match event:
             case Started(spec=spec):
                 running[spec.trial_id] = spec
@@ -40,15 +33,13 @@ def follow(driver: Driver, events: Iterable[Event], console: Console, *, every: 
             case Finished(spec=spec, result=result):
                 running.pop(spec.trial_id, None)
                 line = describe_end(driver.study, spec, result)
-            case _:
-                if time.monotonic() - clock.spoke < QUIET_SECONDS:
-                    continue
-                line = None
-        clock.spoke = time.monotonic()
-        elapsed = clock.spoke - clock.started
+        now = time.monotonic()
+        if now - spoke < (every if line else max(every, QUIET_SECONDS)):
+            continue
+        spoke = now
         lives = read_lives(driver.study, driver.records, now=time.time())
         line = line or describe_running(tuple(running.values()), lives)
-        console.print(f"{_duration(elapsed)} | {line} | {outlook(driver.study, driver.records, lives)}")
+        console.print(f"{clock(now - started)} | {line} | {outlook(driver.study, driver.records, lives)}")
 
 
 def describe_start(spec: TrialSpec) -> str:
@@ -107,10 +98,5 @@ def outlook(study: StudyConfig, records: Sequence[TrialRecord], lives: Mapping[s
             break
     left = study_seconds_left(study, records, lives)
     if left is not None:
-        words.append(f"about {_duration(left)} left")
+        words.append(f"about {clock(left)} left")
     return " | ".join(words)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

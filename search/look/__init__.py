@@ -1,1 +1,1 @@
-"""What a study found and where it stands, as values."""
+"""The results and the state of a study, as values."""

@@ -1,7 +1,7 @@
-"""What a study found: its trials as points, their Pareto fronts, and how far the numbers can be trusted.
+"""The results of a study: its trials as points, their Pareto fronts, and checks of how far the numbers can be trusted.
 
-Pure functions over the trial records. Points at different rungs had different training budgets and are never
-compared with each other: each rung has its own front, and the study's front is that of the highest rung reached.
+All functions are pure functions of the trial records. Trials of different rungs had different training budgets and are
+never compared: each rung has its own front, and the study's front is that of the highest rung with a feasible trial.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Literal
 
 from search.look.score_forecast import BpbForecast, forecast_study
 from search.study.config import StudyConfig
-from search.study.ledger import TrialRecord
+from search.study.ledger import CONTROL, TrialRecord
 from search.study.statistics import hypervolume, non_dominated, spearman
 from space.params import Scalar
+from space.words import count
 from trials.spec import Status, TrialResult
 
 PointStatus = Status | Literal["running", "interrupted"]
-HALF = 0.41  # a normal's 50 % interval relative to its 90 % interval
+HALF = 0.41  # width of a normal's 50 % interval relative to its 90 % interval
 ENDED: tuple[Status, ...] = ("complete", "diverged", "failed", "timeout", "infeasible")
 
 
@@ -39,7 +40,7 @@ class Point:
     val_bpb_seeds: tuple[float, ...] = ()  # the raw numbers behind the mean
     val_loss: float | None = None  # nats per token, mean over seeds
     pre_quant_val_bpb: float | None = None  # of the trained weights, mean over seeds
-    quant_gap: float | None = None  # val_bpb - pre_quant_val_bpb: what quantization cost
+    quant_gap: float | None = None  # val_bpb - pre_quant_val_bpb: bpb lost by quantization
     artifact_bytes: int | None = None  # the largest seed's, with its model and code bytes
     model_bytes: int | None = None
     code_bytes: int | None = None
@@ -74,12 +75,12 @@ class Comparison:
 
     @property
     def note(self) -> str:
-        """What the seeds allow to be said about the delta."""
+        """How certain the delta is, in words, from the number and spread of the seeds."""
         if self.best == self.control:
             return "the control itself is the best so far"
         if self.standard_error is None:
             return (
-                f"{_count(self.best_seeds, 'seed')} against {_count(self.control_seeds, 'seed')}: "
+                f"{count(self.best_seeds, 'seed')} against {count(self.control_seeds, 'seed')}: "
                 "seed noise is not measured, so a small difference may be chance"
             )
         ratio = f"{abs(self.delta_bpb) / self.standard_error:.1f}" if self.standard_error else "many"
@@ -97,8 +98,8 @@ class RankAgreement:
 
     @property
     def note(self) -> str:
-        """The number with what it rests on."""
-        promoted = _count(len(self.pairs), "promoted trial")
+        """The correlation and the number of trials behind it, in words."""
+        promoted = count(len(self.pairs), "promoted trial")
         if self.spearman is None:
             return f"{promoted} with a score at both rungs: rank agreement needs at least 3 that differ"
         caveat = " Few pairs: weak evidence." if len(self.pairs) < 8 else ""
@@ -110,7 +111,7 @@ class RankAgreement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForecastError:
-    """Forecast artifact bytes against what was packed; relative errors are actual / forecast - 1."""
+    """Errors of the forecasts of artifact bytes, relative: actual / forecast - 1."""
 
     num_trials: int
     mean_relative: float  # above 0: artifacts come out larger than forecast
@@ -122,9 +123,9 @@ class ForecastError:
 
     @property
     def note(self) -> str:
-        """The errors in a sentence."""
+        """The errors in words."""
         text = (
-            f"{_count(self.num_trials, 'trial')}: mean error {self.mean_relative:+.1%}, median size of the error "
+            f"{count(self.num_trials, 'trial')}: mean error {self.mean_relative:+.1%}, median size of the error "
             f"{self.median_absolute:.1%}, worst {self.worst_absolute:.1%}."
         )
         if self.num_intervals:
@@ -137,7 +138,7 @@ class ForecastError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hypervolume:
-    """Area that the front dominates, in bpb x MB, up to a reference point; comparable only under one reference."""
+    """Area between the front and a reference point, in bpb x MB; two of them compare only under one reference."""
 
     value: float
     reference_bytes: int  # the cap
@@ -146,7 +147,7 @@ class Hypervolume:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Analysis:
-    """Everything the page and `pgolf pareto --json` say about a study."""
+    """All facts about a study that the page and `pgolf pareto --json` show."""
 
     points: tuple[Point, ...]  # by rung in ladder order, then by number
     front_rung: str | None  # the highest rung with a feasible trial
@@ -158,18 +159,18 @@ class Analysis:
     rank_agreement: tuple[RankAgreement, ...]  # one per pair of neighbouring rungs
     forecast: ForecastError | None
     hypervolume: Hypervolume | None
-    full_forecasts: tuple[BpbForecast, ...] = ()  # at the top rung: of what runs there, then of the best below
+    full_forecasts: tuple[BpbForecast, ...] = ()  # at the top rung: of its running trials, then of the best below it
 
     def point(self, trial_id: str) -> Point:
-        """The point with that id."""
+        """Return the point with that id."""
         return next(point for point in self.points if point.trial_id == trial_id)
 
 
 def points(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool = False) -> tuple[Point, ...]:
-    """Every trial as a point, those without a score included.
+    """Return every trial as a point, also those without a score.
 
     Args:
-        alive: whether a driver is running; without one, a trial that has not ended is interrupted.
+        alive: whether a driver runs; without one, a trial that has not ended is interrupted.
     """
     rows = [_point(study, record, alive=alive) for record in records]
     on_front = {trial_id for ids in fronts(study, rows).values() for trial_id in ids}
@@ -177,22 +178,22 @@ def points(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool = 
 
 
 def fronts(study: StudyConfig, rows: Sequence[Point]) -> dict[str, tuple[str, ...]]:
-    """Each rung's front as trial ids, smallest artifact first; rungs in ladder order."""
+    """Return each rung's front as trial ids, smallest artifact first; rungs in ladder order."""
     of_rung = {rung.name: [p for p in rows if p.rung == rung.name] for rung in study.rungs}
     return {name: tuple(rung[i].trial_id for i in pareto_front(rung)) for name, rung in of_rung.items()}
 
 
 def pareto_front(rows: Sequence[Point]) -> tuple[int, ...]:
-    """Indices of the feasible points that no other beats in bytes and in bpb, smallest artifact first.
+    """Return the indices of the feasible points that no other dominates in bytes and bpb, smallest artifact first.
 
-    Give it the points of one rung: another rung's had another training budget.
+    The points must be of one rung.
     """
     kept = [(i, _xy(p)) for i, p in enumerate(rows) if p.feasible]
     return tuple(kept[j][0] for j in non_dominated([xy for _, xy in kept]))
 
 
 def rank_agreement(study: StudyConfig, rows: Sequence[Point]) -> tuple[RankAgreement, ...]:
-    """Each rung against the next, over promoted trials that have a score at both."""
+    """Return the agreement of each rung with the next, over promoted trials that have a score at both."""
     scored = {p.trial_id: p for p in rows if p.val_bpb is not None}
     by_place = {(p.rung, p.number): p for p in scored.values()}
     found = []
@@ -209,7 +210,7 @@ def rank_agreement(study: StudyConfig, rows: Sequence[Point]) -> tuple[RankAgree
 
 
 def forecast_error(rows: Sequence[Point]) -> ForecastError | None:
-    """How well artifact bytes were known before training; None when nothing complete had a forecast."""
+    """Return the errors of the forecasts of artifact bytes; None if no complete trial had a forecast."""
     pairs = [(p, p.artifact_bytes, p.predicted_bytes) for p in rows if p.artifact_bytes and p.predicted_bytes]
     if not pairs:
         return None
@@ -235,7 +236,7 @@ def forecast_error(rows: Sequence[Point]) -> ForecastError | None:
 
 
 def compare(best: Point, control: Point) -> Comparison:
-    """The best against the control, both complete and of one rung."""
+    """Return the comparison of two complete trials of one rung."""
     assert best.val_bpb is not None
     assert control.val_bpb is not None
     error = None
@@ -252,13 +253,13 @@ def compare(best: Point, control: Point) -> Comparison:
 
 
 def analyse(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool = False) -> Analysis:
-    """All of the above for one study."""
+    """Return the whole analysis of a study; `alive` as in `points`."""
     rows = points(study, records, alive=alive)
     by_rung = fronts(study, rows)
     front_rung = next((rung.name for rung in reversed(study.rungs) if by_rung[rung.name]), None)
     scored = [p for p in rows if p.rung == front_rung and p.val_bpb is not None]
     best = min((p for p in scored if p.feasible), key=lambda p: (p.val_bpb or 0.0, p.number), default=None)
-    control = next((p for p in scored if p.label == "control"), None)
+    control = next((p for p in scored if p.label == CONTROL), None)
     return Analysis(
         points=rows,
         front_rung=front_rung,
@@ -275,6 +276,7 @@ def analyse(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool =
 
 
 def _hypervolume(study: StudyConfig, feasible: Sequence[Point], control: Point | None) -> Hypervolume | None:
+    """Return the hypervolume up to the cap and the control's score; None without a feasible trial."""
     if not feasible:
         return None
     cap = study.caps.artifact_bytes
@@ -284,6 +286,7 @@ def _hypervolume(study: StudyConfig, feasible: Sequence[Point], control: Point |
 
 
 def _point(study: StudyConfig, record: TrialRecord, *, alive: bool) -> Point:
+    """Return a trial as a point; whether it is on a front is not known yet."""
     spec, result = record.spec, record.result
     measured = _measured(result) if result and result.status == "complete" else {}
     broken = study.caps.measured(result) if result and result.status == "complete" else {}
@@ -308,7 +311,7 @@ def _point(study: StudyConfig, record: TrialRecord, *, alive: bool) -> Point:
 
 
 def _measured(result: TrialResult) -> dict[str, object]:
-    """The measurements of a complete result, by Point's field names."""
+    """Return the measurements of a complete result, by Point's field names."""
     runs = result.runs
     largest = max(runs, key=lambda run: run.artifact_bytes)
     scores = tuple(run.val_bpb for run in runs)
@@ -333,10 +336,7 @@ def _measured(result: TrialResult) -> dict[str, object]:
 
 
 def _xy(point: Point) -> tuple[float, float]:
+    """Return (artifact_bytes, val_bpb)."""
     assert point.artifact_bytes is not None
     assert point.val_bpb is not None
     return float(point.artifact_bytes), point.val_bpb
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,14 +1,15 @@
-"""What a trial would score at the top rung, before that is paid for: from its proxy, or from its own unfinished curve.
+"""Forecasts of a trial's score at the top rung, from its score at the rung below or from its unfinished learning curve.
 
-The gain from a cheap score x to the final score y is a line through what is known about the trial,
+The gain from a cheap score x to the final score y is a line in two predictors,
 
     log(y / x) = a + b * (log x - its mean) + c * (log seconds per step - its mean) + noise,
 
-fitted to the trials that have both. While there are few, the prior speaks: longer training helps by a power law of
-compute (val_bpb of public runs falls like compute ** -0.07), half of a lead in the proxy may be luck, a slow step may
-cost up to some percent. Noise is Student's t, so that one run that fell apart does not move the line. With ten trials
-or more the intervals are leave-one-out residuals (conformal); before that those of the fit, wide on purpose.
-Pure functions of records and curves: numpy, and scipy for quantiles, both loaded when first needed.
+fitted to the trials that have both scores. While there are few such trials, the priors of a, b and c decide: longer
+training helps by a power law of compute (val_bpb of public runs falls like compute ** -0.07), half of a lead in the
+cheap score may be luck, and a slow step may cost some percent. The noise has Student's t distribution, so that one
+failed run does not move the line. With ten trials or more the intervals are quantiles of the leave-one-out residuals
+(conformal prediction); with fewer they are those of the fit, and wider.
+All functions are pure. numpy and scipy are loaded when first needed.
 """
 
 from __future__ import annotations
@@ -28,28 +29,29 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-POWER, POWER_SD = 0.07, 0.05  # of compute: what a score gains from one rung to the next, before any pair is known
+POWER, POWER_SD = 0.07, 0.05  # power of compute by which a score falls from one rung to the next: the prior of a
 REGRESSION_SD = 0.5  # prior of b: share of a proxy's lead or lag that is lost on the way up
 SPEED_SD = 0.02  # prior of c, per unit of log(seconds per step)
 NOISE, NOISE_COUNT = 0.016, 4  # prior scale of the noise in log(val_bpb), and how many residuals it is worth
 NU = 4.0  # degrees of freedom of the noise
 CONFORMAL = 10  # pairs from which on the residuals themselves give the intervals
-FEW = 3  # pairs below which a forecast is mostly prior, and says so
+FEW = 3  # pairs below which the priors decide the forecast, and displays call it a guess
 ROUNDS = 12  # of reweighting
 SHOWN = 5  # proxies whose forecast is shown, best first
-CURVE_GAIN = 0.12  # prior of what a curve still gains, per share of training that is left ...
-CURVE_SD = 0.08  # ... and how uncertain that is
+LEARNING_GAIN = 0.12  # prior of a learning curve's gain until its end, per share of training that is left ...
+LEARNING_SD = 0.08  # ... and how uncertain that is
 WINDOW = 0.1  # training losses are averaged over the last so much of progress
 SHARES = (0.5, 0.9)
+LearningCurve = Sequence[tuple[float, float]]  # (progress in [0, 1], training loss) of one run, in order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BpbForecast:
-    """Forecast val_bpb of one trial at the top rung."""
+    """Forecast of one trial's val_bpb at the top rung."""
 
     trial_id: str  # the proxy, or the running trial itself
     rung: str  # whose score is forecast
-    source: Literal["proxy", "curve"]
+    source: Literal["proxy", "curve"]  # the trial's score at the rung below, or its learning curve
     val_bpb: float
     low50: float  # half of such forecasts should hold the truth between these
     high50: float
@@ -59,13 +61,13 @@ class BpbForecast:
 
     @property
     def few(self) -> bool:
-        """Whether it is mostly prior."""
+        """Whether so few trials are behind it that the priors decide."""
         return self.num_pairs < FEW
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A fitted line: what `predict` needs."""
+    """A fitted line, for `predict`."""
 
     coefficients: Array  # (features + 1,)
     covariance: Array  # of the coefficients
@@ -77,12 +79,12 @@ class Line:
 def fit_line(
     x: Array, y: Array, *, gain: float, gain_sd: float, slope_sds: Sequence[float], around: Array | None = None
 ) -> Line:
-    """The most plausible line of y on the columns of x under normal priors and t noise.
+    """Return the most probable line of y on the columns of x under normal priors and Student's t noise.
 
     Args:
         x: (n, features) predictors, n may be 0.
-        around: (features,) the point that `gain` is meant for while n is 0.
-        y: (n,) what to predict.
+        y: (n,) values to predict.
+        around: (features,) centre of the features while n is 0.
         gain, gain_sd: prior of y at the mean of x.
         slope_sds: (features,) deviations of the slopes' priors, which are centred at 0.
     """
@@ -114,7 +116,7 @@ def fit_line(
 
 
 def predict(line: Line, x: Array) -> tuple[Array, Array, Array]:
-    """(n,) centres and half widths of the 50 % and the 90 % intervals at the rows of x."""
+    """Return three arrays (n,): centres, and half widths of the 50 % and of the 90 % intervals, at the rows of x."""
     import numpy as np
 
     design = np.concatenate([np.ones((len(x), 1)), x - line.centre], axis=1)
@@ -123,7 +125,7 @@ def predict(line: Line, x: Array) -> tuple[Array, Array, Array]:
 
 
 def proxy_line(x: Array, gains: Array, *, ratio: float, around: Array) -> Line:
-    """The line from proxies to the rung above.
+    """Return the line from scores at one rung to scores at the rung above.
 
     Args:
         x: (n, 2) log of score and of seconds per step, of the trials that have a score at both rungs.
@@ -138,14 +140,18 @@ def proxy_line(x: Array, gains: Array, *, ratio: float, around: Array) -> Line:
 def forecast_study(
     study: StudyConfig,
     records: Sequence[TrialRecord],
-    curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    learning_curves: Mapping[str, LearningCurve] | None = None,
 ) -> tuple[BpbForecast, ...]:
-    """Forecasts at the top rung: of what runs there, then of the best trials below it; `curves` as below, or none."""
-    return (*forecast_running(study, records, curves or {}), *forecast_proxies(study, records))
+    """Forecasts at the top rung: of the trials that run there, then of the best trials of the rung below.
+
+    Args:
+        learning_curves: see `forecast_running`.
+    """
+    return (*forecast_running(study, records, learning_curves or {}), *forecast_proxies(study, records))
 
 
 def forecast_proxies(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[BpbForecast, ...]:
-    """Forecasts at the top rung of the best unpromoted trials of the rung below, best first, control included."""
+    """Return forecasts at the top rung of the best unpromoted trials below it and of the control, best first."""
     if len(study.rungs) < 2:
         return ()
     lower, upper = study.rungs[-2:]
@@ -165,7 +171,7 @@ def forecast_records(
     lower: Rung,
     upper: Rung,
 ) -> tuple[BpbForecast, ...]:
-    """Forecasts at `upper` of trials that have a score at `lower`, from the pairs that have both."""
+    """Return forecasts at `upper` of trials that have a score at `lower`, from the pairs that have both scores."""
     import numpy as np
 
     if not records:
@@ -184,12 +190,14 @@ def forecast_records(
 def forecast_running(
     study: StudyConfig,
     records: Sequence[TrialRecord],
-    curves: Mapping[str, Sequence[tuple[float, float]]],
+    learning_curves: Mapping[str, LearningCurve],
 ) -> tuple[BpbForecast, ...]:
-    """Forecasts of the top rung's unfinished trials: from their proxies, or from their curves where those say more.
+    """Return forecasts of the top rung's unfinished trials.
+
+    Each comes from the score at the rung below or from the learning curve, whichever gives the narrower interval.
 
     Args:
-        curves: (progress, train_loss) of every trial at the top rung that has any, finished or not, first seed.
+        learning_curves: of the first seed of every trial at the top rung that has one, finished or not.
     """
     upper = study.rungs[-1]
     at_top = [r for r in records if r.spec.rung == upper.name]
@@ -204,44 +212,49 @@ def forecast_running(
         if lower and parent:
             proxy = forecast_records([parent], _pairs(below, done), lower=lower, upper=upper)[0]
             options.append((proxy.high90 - proxy.low90, replace(proxy, trial_id=record.spec.trial_id)))
-        curve = _from_curve(record, upper, done, [*below.values(), *done], curves)
-        if curve:
-            options.append((curve.high90 - curve.low90, curve))
+        own = _from_learning_curve(record, upper, done, [*below.values(), *done], learning_curves)
+        if own:
+            options.append((own.high90 - own.low90, own))
         if options:
             found.append(min(options, key=lambda option: option[0])[1])
     return tuple(found)
 
 
-def _from_curve(
+def _from_learning_curve(
     record: TrialRecord,
     upper: Rung,
     done: Sequence[TrialRecord],
     scored: Sequence[TrialRecord],
-    curves: Mapping[str, Sequence[tuple[float, float]]],
+    learning_curves: Mapping[str, LearningCurve],
 ) -> BpbForecast | None:
-    """Where a training curve ends, from where earlier trials of the rung were at the same progress and ended."""
+    """Return the forecast of the score at the end of a learning curve.
+
+    It compares the curve with those of earlier trials of the rung at the same progress. None before WINDOW of the run
+    is over, and while no trial of the study has a score.
+    """
     import numpy as np
 
-    mine = curves.get(record.spec.trial_id, ())
+    mine = learning_curves.get(record.spec.trial_id, ())
     progress = mine[-1][0] if mine else 0.0
     rates = sorted(r.result.runs[0].val_bpb / r.result.runs[0].val_loss for r in scored if r.result)
     if progress <= WINDOW or not rates:
         return None
     rate = rates[len(rates) // 2]  # bpb per nat per token: nearly a constant of the tokenizer
     now = rate * loss_at(mine, progress)
-    others = [(rate * loss_at(curves[r.spec.trial_id], progress), r) for r in done if curves.get(r.spec.trial_id)]
+    known = [(learning_curves.get(r.spec.trial_id, ()), r) for r in done]
+    others = [(rate * loss_at(curve, progress), r) for curve, r in known if curve]
     x = np.array([[log(loss)] for loss, _ in others]).reshape(len(others), 1)
     gains = np.array([log(_bpb(r) / loss) for loss, r in others])
     left = 1 - progress
     here = np.array([[log(now)]])
-    prior = {"gain": -CURVE_GAIN * left, "gain_sd": CURVE_SD * left + 2 * NOISE}
+    prior = {"gain": -LEARNING_GAIN * left, "gain_sd": LEARNING_SD * left + 2 * NOISE}
     line = fit_line(x, gains, **prior, slope_sds=(REGRESSION_SD,), around=here[0])
     gain, half, most = (float(column[0]) for column in predict(line, here))
     return _forecast(record.spec.trial_id, upper, "curve", now, gain, half, most, len(others))
 
 
-def loss_at(curve: Sequence[tuple[float, float]], progress: float) -> float:
-    """Mean training loss over the window before `progress`; the nearest record where the window is empty."""
+def loss_at(curve: LearningCurve, progress: float) -> float:
+    """Return the mean training loss over the window before `progress`; the nearest record's if the window is empty."""
     inside = [loss for at, loss in curve if progress - WINDOW < at <= progress + 1e-9]
     return sum(inside) / len(inside) if inside else min(curve, key=lambda point: abs(point[0] - progress))[1]
 
@@ -256,6 +269,7 @@ def _forecast(
     most: float,
     num_pairs: int,
 ) -> BpbForecast:
+    """Return the forecast for a score now, a log gain and the half widths of its 50 % and 90 % intervals."""
     low90, low50, middle, high50, high90 = (score * exp(gain + step) for step in (-most, -half, 0.0, half, most))
     return BpbForecast(
         trial_id=trial_id,
@@ -271,20 +285,22 @@ def _forecast(
 
 
 def _pairs(below: Mapping[int, TrialRecord], above: Sequence[TrialRecord]) -> list[tuple[TrialRecord, TrialRecord]]:
-    """(at the lower rung, at the upper) of every trial that has a score at both."""
+    """Return (record at the lower rung, record at the upper) of every trial that has a score at both."""
     return [(below[r.spec.parent], r) for r in above if r.spec.parent in below and _scored(r)]  # type: ignore[index]
 
 
 def _scored(record: TrialRecord) -> bool:
+    """Return whether the trial has a score that nobody doubts."""
     return record.status == "complete" and not record.suspicious
 
 
 def _bpb(record: TrialRecord) -> float:
+    """Return the score; inf without one."""
     return record.result.val_bpb if record.result else inf
 
 
 def _features(record: TrialRecord) -> tuple[float, float]:
-    """log of the score and of the seconds per step."""
+    """Return the logarithms of the score and of the seconds per step."""
     assert record.result is not None
     steps = sum(run.steps for run in record.result.runs)
     seconds = sum(run.train_seconds for run in record.result.runs)

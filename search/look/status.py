@@ -1,6 +1,6 @@
-"""Where a study stands: trials per rung and state, what runs now and when it ends, what was spent. Pure but for files.
+"""The state of a study: trials by rung and status, running trials and their ends, costs. It only reads files.
 
-Everything is read from the study's folder, so it can be asked while a driver runs, after a crash, or from elsewhere.
+All facts come from the study's folder, so they can be read while a driver runs, after a crash, or on another machine.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +49,7 @@ class RungStatus:
     best: str | None  # lowest feasible val_bpb at this rung
     best_val_bpb: float | None
     best_artifact_bytes: int | None
-    devices: tuple[str, ...] = ()  # its runs ran on; several make budgets in seconds, and so scores, incomparable
+    devices: tuple[str, ...] = ()  # that its runs used; on several, runs with budgets in seconds do not compare
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +72,7 @@ class LiveTrial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyStatus:
-    """What `pgolf status` says."""
+    """All facts that `pgolf status` shows."""
 
     study: str
     folder: str
@@ -85,17 +86,18 @@ class StudyStatus:
     gpu_seconds: float  # trials' wall time x their GPUs, unfinished ones included
     cpu_seconds: float
     dollars: float
-    budget: str  # spent, committed and left, as the driver counts
+    gpu_hours_limit: float | None  # of [budget], the tighter of GPU-hours and dollars; None where neither is limited
+    budget: str  # GPU-hours spent, committed and left, as the driver counts, in a sentence
     noise: tuple[NoiseFloor, ...]  # per rung where a trial ran several seeds
-    proxies: tuple[ProxyQuality, ...]  # how each rung has ranked what was promoted from it, and what it keeps
-    forecasts: tuple[BpbForecast, ...]  # at the top rung: of what runs there, then of the best trials below it
+    proxies: tuple[ProxyQuality, ...]  # how well each rung has ranked the trials promoted from it, and its keep share
+    forecasts: tuple[BpbForecast, ...]  # at the top rung: of its running trials, then of the best trials below it
     next: tuple[str, ...]  # commands that make sense now
 
 
 def study_status(
     study: StudyConfig, records: Sequence[TrialRecord], *, driver: int | None, alive: bool, now: float
 ) -> StudyStatus:
-    """The status at Unix time `now`."""
+    """Return the status at Unix time `now`."""
     lives = read_lives(study, records, now=now if alive else None)
     pace = paces(study, records, lives)
     live = tuple(
@@ -104,6 +106,7 @@ def study_status(
     begun = {trial.trial_id: trial for trial in live}
     best = best_record(study, tuple(records))
     gpu = sum(_spent(r, begun) * r.spec.gpus for r in records)
+    books = account(study, records)
     state = study_state(study, records, alive=alive)
     best_id = best.spec.trial_id if best else None
     return StudyStatus(
@@ -119,7 +122,8 @@ def study_status(
         gpu_seconds=gpu,
         cpu_seconds=sum(_spent(r, begun) * r.spec.cpus for r in records),
         dollars=gpu / 3600 * study.dollars_per_gpu_hour,
-        budget=describe_account(account(study, records)),
+        gpu_hours_limit=books.gpu_hours_limit if isfinite(books.gpu_hours_limit) else None,
+        budget=describe_account(books),
         noise=noise_floors(study, records),
         proxies=tuple(
             proxy_quality(study, records, lower=lower, upper=upper)
@@ -133,6 +137,7 @@ def study_status(
 def _rung_status(
     study: StudyConfig, rung: Rung, records: Sequence[TrialRecord], begun: dict[str, LiveTrial], *, alive: bool
 ) -> RungStatus:
+    """Return one rung's counts and best trial."""
     at = [r for r in records if r.spec.rung == rung.name]
     ended = Counter(r.result.status for r in at if r.result)
     unfinished = [r.spec.trial_id for r in at if r.result is None]
@@ -173,26 +178,27 @@ def _live(record: TrialRecord, live: LiveRun, pace: Pace, *, alive: bool) -> Liv
 
 
 def _forecasts(study: StudyConfig, records: Sequence[TrialRecord]) -> tuple[BpbForecast, ...]:
-    """What trials would score at the top rung; curves are read only while something runs there."""
+    """Return forecasts at the top rung; learning curves are read only while a trial runs there."""
     top = [r for r in records if r.spec.rung == study.rungs[-1].name]
-    curves = {r.spec.trial_id: _curve(study, r) for r in top} if any(r.result is None for r in top) else {}
-    return forecast_study(study, records, curves)
+    running = any(r.result is None for r in top)
+    learning_curves = {r.spec.trial_id: _learning_curve(study, r) for r in top} if running else {}
+    return forecast_study(study, records, learning_curves)
 
 
-def _curve(study: StudyConfig, record: TrialRecord) -> list[tuple[float, float]]:
-    """(progress, train_loss) of the first seed."""
+def _learning_curve(study: StudyConfig, record: TrialRecord) -> list[tuple[float, float]]:
+    """Return (progress, train_loss) of the trial's first seed, in order."""
     path = trial_dir(study, record.spec.trial_id) / f"seed{record.spec.seeds[0]}" / PROGRESS_FILE
     return [(r["progress"], r["train_loss"]) for r in read_progress(path) if "progress" in r and "train_loss" in r]
 
 
 def _seed_dirs(study: StudyConfig, record: TrialRecord) -> list[Path]:
-    """Folders of the seeds that have begun; names that are not ours are left alone."""
+    """Return the folders of the seeds that have begun."""
     folder = trial_dir(study, record.spec.trial_id)
     return [path for seed in record.spec.seeds if (path := folder / f"seed{seed}").is_dir()]
 
 
 def _spent(record: TrialRecord, begun: dict[str, LiveTrial]) -> float:
-    """Seconds of all attempts."""
+    """Return the seconds of all attempts so far."""
     if record.result:
         return record.spec.earlier_seconds + record.result.seconds
     trial = begun.get(record.spec.trial_id)
@@ -200,7 +206,7 @@ def _spent(record: TrialRecord, begun: dict[str, LiveTrial]) -> float:
 
 
 def study_state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool) -> State:
-    """The end is the driver's word, or that the promotion rule has nothing left to start or nothing it can pay."""
+    """Return the state. A study has ended if its driver said so, or if the promotion rule would start nothing more."""
     if alive:
         return "running"
     if not records:
@@ -219,6 +225,7 @@ def study_state(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bo
 
 
 def _elapsed(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool, now: float) -> float | None:
+    """Return the seconds from the launch to now, or to the last result of a study without a driver; None if unknown."""
     launched = study.dir / STUDY_FILE
     if not launched.exists() or not records:
         return None
@@ -231,10 +238,12 @@ def _elapsed(study: StudyConfig, records: Sequence[TrialRecord], *, alive: bool,
 
 
 def _modified(path: Path) -> float:
+    """Return the Unix time of a file's last change."""
     return path.stat().st_mtime
 
 
 def _next(study: StudyConfig, records: Sequence[TrialRecord], state: State, best: str | None) -> tuple[str, ...]:
+    """Return the commands that make sense in this state."""
     name = study_argument(study)
     commands = [
         judge_command(study, r.spec.trial_id, verdict)

@@ -1,1 +1,1 @@
-"""Before anything is paid for: what a study costs, what could waste it."""
+"""Before a study starts: its cost, and checks of machine and data."""

@@ -1,4 +1,4 @@
-"""Run the checks of `pgolf doctor` on this machine and measure its speed."""
+"""Collect facts about this machine, measure its speed, and run the checks of `pgolf doctor` on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ CALIBRATION_TIMEOUT = 900.0  # seconds; on a GPU five shapes are compiled
 def examine(
     study: StudyConfig | None, folders: tuple[str, ...], *, calibrated: bool
 ) -> tuple[list[Check], Hardware | None]:
-    """Every check that makes sense here, and the machine if it was measured."""
+    """Return all checks, and the measured machine; None if it was not measured or its training steps failed.
+
+    Args:
+        folders: of datasets.
+        calibrated: time training steps, and run two steps of the shipped script; writes hardware.json.
+    """
     import os
     import shutil
     import sys
@@ -73,8 +78,10 @@ def examine(
 
 
 def _packages() -> tuple[list[str], dict[str, str]]:
-    """(requirements of this project, version by installed package)."""
+    """The requirements of this project, and the version of every installed package by its canonical name."""
     from importlib.metadata import PackageNotFoundError, distributions, requires
+
+    from packaging.utils import canonicalize_name
 
     from search.engines.machine import PACKAGE_ROOT
 
@@ -85,11 +92,11 @@ def _packages() -> tuple[list[str], dict[str, str]]:
 
         project = tomllib.loads((PACKAGE_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         required = list(project["dependencies"])
-    return required, {str(d.metadata["Name"]).lower(): d.version for d in distributions() if d.metadata["Name"]}
+    return required, {canonicalize_name(d.metadata["Name"]): d.version for d in distributions() if d.metadata["Name"]}
 
 
 def _calibrate(threads: int) -> tuple[Hardware | None, Check]:
-    """The machine as measured by a process of its own, or the check that says why it could not be."""
+    """Measure the machine in a process of its own; without a machine the check says why."""
     import subprocess
     import sys
 
@@ -106,16 +113,16 @@ def _calibrate(threads: int) -> tuple[Hardware | None, Check]:
         )
     except subprocess.TimeoutExpired:
         fix = "the device hangs or is busy: look at it with nvidia-smi or top"
-        return None, Check(name="speed", level="fail", found=f"no answer in {CALIBRATION_TIMEOUT:g} s", fix=fix)
+        return None, Check(name="speed", severity="fail", found=f"no answer in {CALIBRATION_TIMEOUT:g} s", fix=fix)
     except subprocess.CalledProcessError as error:
         tail = "\n".join(error.stderr.splitlines()[-5:])
-        return None, Check(name="speed", level="fail", found="training steps do not run", fix=tail)
+        return None, Check(name="speed", severity="fail", found="training steps do not run", fix=tail)
     found = from_plain(Hardware, json.loads(done.stdout.splitlines()[-1]), where="calibration")
-    return found, Check(name="speed", level="ok", found=found.name)
+    return found, Check(name="speed", severity="ok", found=found.name)
 
 
 def _two_steps(study: StudyConfig | None, dataset: Dataset, cpus: float, gpus: int) -> Check:
-    """The control (or the tiny preset) for two steps, in a folder that is thrown away."""
+    """Run the control (or the tiny preset) for two steps in a temporary folder."""
     import contextlib
     import io
     import tempfile

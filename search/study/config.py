@@ -1,4 +1,4 @@
-"""A study as its TOML file says it: what is searched, on which data, under which caps, up which ladder."""
+"""The settings of a study, as its TOML file says them: the space, the data, the caps, the ladder of rungs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from space.params import Scalar
 from space.plain import from_plain
 from trials.files import read_noun
 from trials.rungs import Rung
+from trials.settings import free
 from trials.spec import TrialResult
 
 EngineName = Literal["ray", "local"]
@@ -22,7 +23,7 @@ STUDY_FILE = "study.json"  # the study as it was launched, paths absolute
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caps:
-    """What a submission may cost. A trial above any of these is infeasible: a fact samplers learn from, no failure."""
+    """Upper limits of a submission. A trial above one is infeasible, a result that samplers learn from."""
 
     artifact_bytes: int = 16_000_000  # code and compressed weights, decimal bytes
     train_seconds: float = 600.0
@@ -34,7 +35,10 @@ class Caps:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
 
     def violations(self, *, artifact_bytes: float, train_seconds: float, eval_seconds: float) -> dict[str, float]:
-        """Relative excess per cap, feasible when <= 0; always the same keys in the same order (automl O4-O6)."""
+        """Return the relative excess over each cap, feasible when <= 0.
+
+        Keys and their order never change, since Optuna reads constraints by position.
+        """
         return {
             "artifact_bytes": artifact_bytes / self.artifact_bytes - 1,
             "train_seconds": train_seconds / self.train_seconds - 1,
@@ -42,7 +46,7 @@ class Caps:
         }
 
     def allow(self, result: TrialResult) -> bool:
-        """Whether a finished trial could be submitted."""
+        """Return whether a finished trial could be submitted."""
         return result.status == "complete" and all(
             run.model_bytes + run.code_bytes <= self.artifact_bytes
             and run.train_seconds <= self.train_seconds
@@ -51,7 +55,7 @@ class Caps:
         )
 
     def measured(self, result: TrialResult) -> dict[str, float]:
-        """`violations` of a complete result."""
+        """Return `violations` of a complete result."""
         return self.violations(
             artifact_bytes=result.artifact_bytes, train_seconds=result.train_seconds, eval_seconds=result.eval_seconds
         )
@@ -59,13 +63,17 @@ class Caps:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a study may spend; 0 is no limit. A start that could cross one is refused (search.ladder.budget)."""
+    """The `[budget]` table: limits of all trials of a study together; 0 is no limit.
 
-    gpu_hours: float = 0.0
-    dollars: float = 0.0  # at `dollars_per_gpu_hour`
-    wall_seconds: float = 0.0  # of one launch
-    trials: int = 0  # over all rungs
-    reserve: float = 0.2  # share of hours and time that only the top rung may use: finalists and their fresh seeds
+    A start that could cross a limit is refused (search.ladder.budget). It has nothing to do with
+    `pgolf_model.config.Budget`, which says when one run ends.
+    """
+
+    gpu_hours: float = free(0.0)
+    dollars: float = free(0.0)  # at `dollars_per_gpu_hour`
+    wall_seconds: float = free(0.0)  # of one launch
+    trials: int = free(0)  # over all rungs
+    reserve: float = free(0.2)  # share of hours and time for the top rung alone: finalists and their fresh seeds
 
     def __post_init__(self) -> None:
         for name in ("gpu_hours", "dollars", "wall_seconds", "trials"):
@@ -87,7 +95,7 @@ class StartPoint:
 class StudyConfig:
     """One study. `best` asks for the lowest val_bpb under the caps; `front` for the whole bpb-bytes trade-off.
 
-    Either way every trial keeps both numbers (DESIGN section 4: two questions, two studies).
+    Both record val_bpb and bytes of every trial. They are questions of two studies, since they want other samplers.
     """
 
     name: str
@@ -96,7 +104,7 @@ class StudyConfig:
     rungs: tuple[Rung, ...]
     caps: Caps = field(default_factory=Caps)
     question: Literal["best", "front"] = "best"
-    engine: EngineName = "ray"
+    engine: EngineName = free("ray")
     sampler: SamplerName = "surrogate"  # compared by tests/benchmarks/bench_search.py; a front is searched by TPE
     seed: int = 0  # of the sampler; never of a run
     control: bool = True  # run the space's control first and carry it to the top rung
@@ -105,15 +113,15 @@ class StudyConfig:
     warm_from: tuple[str, ...] = ()  # folders of earlier studies, and CSV tables with a column per parameter
     warm_top: int = 5  # so many of the best feasible points of each
     points: tuple[StartPoint, ...] = ()  # further points to start from
-    sample: bool = True  # then ask the sampler; without, the points above are all there is
+    sample: bool = True  # then ask the sampler; with false only the points above are tried
     budget: Limits = field(default_factory=Limits)
-    anomaly_ratio: float = 0.9  # a val_bpb below this share of its rung's best stops the study and asks; 0 never does
-    max_infeasible: int = 200  # stop after so many forecasts over a cap in a row
+    anomaly_ratio: float = free(0.9)  # a val_bpb below this share of its rung's best stops the study; 0 never does
+    max_infeasible: int = free(200)  # stop after so many forecasts over a cap in a row
     storage: str = ""  # Optuna storage URL; empty is an SQLite file in the study's folder
-    folder: str = ""  # where trials are kept; empty is runs/NAME
-    cpus: float = 0.0  # what the local engine may use; 0 is every core of the machine
-    gpus: float = 0.0  # likewise; 0 is every GPU that CUDA_VISIBLE_DEVICES or nvidia-smi shows
-    dollars_per_gpu_hour: float = 2.5  # 8xH100 at about $20/h (atlas F)
+    folder: str = free("")  # where trials are kept; empty is runs/NAME
+    cpus: float = free(0.0)  # CPU cores for the local engine; 0 is every core of the machine
+    gpus: float = free(0.0)  # likewise; 0 is every GPU that CUDA_VISIBLE_DEVICES or nvidia-smi shows
+    dollars_per_gpu_hour: float = free(2.5)  # 8xH100 at about $20 an hour
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -140,15 +148,15 @@ class StudyConfig:
 
     @property
     def dir(self) -> Path:
-        """The study's folder: the frozen TOML, the storage, one folder per trial."""
+        """The study's folder: its settings as launched, the storage, one folder per trial."""
         return Path(self.folder or f"runs/{self.name}").absolute()
 
     def fidelity(self, rung: Rung) -> float:
-        """Training compute of a run at `rung` relative to one at the top rung, which has 1."""
+        """Return the training compute of a run at `rung` relative to one at the top rung."""
         return rung.compute / self.rungs[-1].compute
 
     def rung(self, name: str) -> Rung:
-        """The rung called `name`.
+        """Return the rung called `name`.
 
         Raises:
             UserError: there is none.
@@ -167,10 +175,10 @@ class StudyConfig:
 
 
 def load_study(source: str) -> StudyConfig:
-    """The study that `source` names: a TOML file, a study's folder, a built-in file name, or the name of a run.
+    """Return the study that `source` names: a TOML file, a study's folder, a built-in file name, or a name in runs/.
 
     Raises:
-        UserError: nothing is found there, or the file holds something impossible; names the file and the key.
+        UserError: there is no such study, or a setting is impossible; names the file and the key.
     """
     path = find_study(source)
     if path.name == STUDY_FILE:
@@ -185,7 +193,7 @@ def load_study(source: str) -> StudyConfig:
 
 
 def find_study(source: str) -> Path:
-    """The TOML file behind `source` (see `load_study`)."""
+    """Return the file behind `source` (see `load_study`)."""
     given = Path(source)
     candidates = [given, given / STUDY_FILE, Path("runs") / source / STUDY_FILE]
     candidates += [BUILTIN_STUDIES / source, BUILTIN_STUDIES / f"{source}.toml"]

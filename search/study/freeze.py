@@ -1,54 +1,33 @@
-"""A study's settings, as they were when it was launched: what must not change under it, and what may."""
+"""Freeze a study's settings at its first launch, and refuse a later launch with others."""
 
 from __future__ import annotations
 
 import subprocess
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 from pgolf_model.errors import UserError
 from search.study.config import STUDY_FILE, StudyConfig
 from space.plain import to_plain
 from trials.files import read_noun, write_json
-
-FREE_TO_CHANGE = frozenset(
-    {
-        "engine",
-        "folder",
-        "trials",
-        "keep",
-        "keep_min",
-        "keep_max",
-        "min_promote",
-        "race_from",
-        "max_infeasible",
-        "anomaly_ratio",
-        "timeout_seconds",
-        "cpus",
-        "gpus",
-        "gpu_hours",
-        "dollars",
-        "wall_seconds",
-        "reserve",
-        "dollars_per_gpu_hour",
-    }
-)
+from trials.settings import is_free
 
 
 def absolute(study: StudyConfig) -> StudyConfig:
-    """The study with absolute paths: the same study from whichever folder, and however, it is named."""
+    """Return the study with absolute paths, so that it is equal from whichever folder it is launched."""
     return replace(study, data=tuple(str(Path(name).absolute()) for name in study.data), folder=str(study.dir))
 
 
 def freeze(study: StudyConfig) -> None:
-    """Write the study's settings into its folder, or refuse when it was launched with others.
+    """Write the study's settings into its folder; raise UserError if it was launched with other frozen settings.
 
-    What may change between launches: the engine, budgets, how many trials are run and promoted, timeouts, resources.
+    Fields declared with `free` may change between launches: the engine, budgets, how many trials are run and promoted,
+    timeouts, resources.
     """
     study.dir.mkdir(parents=True, exist_ok=True)
     path = study.dir / STUDY_FILE
     known = read_noun(StudyConfig, path) if path.exists() else study
-    changed = differences(to_plain(known), to_plain(study))
+    changed = differences(known, study)
     if changed:
         raise UserError(
             f"study {study.name!r} in {study.dir} was launched with other settings: {'; '.join(changed)}",
@@ -59,22 +38,26 @@ def freeze(study: StudyConfig) -> None:
 
 
 def differences(old: object, new: object, path: str = "") -> list[str]:
-    """Settings that differ, as `caps.artifact_bytes 16000000 -> 15000000`; those free to change are left out."""
-    if path.rpartition(".")[2] in FREE_TO_CHANGE:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
+    """Return the frozen settings that differ, as lines such as `caps.artifact_bytes 16000000 -> 15000000`.
+
+    A field of a noun is frozen unless it was declared with `trials.settings.free`.
+    """
+    if is_dataclass(old) and type(old) is type(new):
         return [
-            line for key in new for line in differences(old.get(key), new[key], f"{path}.{key}" if path else str(key))
+            line
+            for f in fields(old)
+            if not is_free(f)
+            for line in differences(getattr(old, f.name), getattr(new, f.name), f"{path}.{f.name}" if path else f.name)
         ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
         return [
             line for i, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{path}[{i}]")
         ]
-    return [] if old == new else [f"{path} {old!r} -> {new!r}"]
+    return [] if old == new else [f"{path} {to_plain(old)!r} -> {to_plain(new)!r}"]
 
 
 def git_commit() -> str:
-    """The commit of the checkout this code runs from; empty outside one."""
+    """Return the commit of the checkout that this code runs from; empty outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,7 +1,7 @@
-"""What is known about a study, read from its folders: every trial's spec and, once it ended, its result.
+"""A study's trials as its folders hold them: each with its spec and, once it has ended, its result.
 
-The folders are written first and atomically, so they are the truth that displays, promotion and export read; the
-Optuna storage is brought in line with them when a driver starts (DESIGN section 4).
+The folders are written before anything else, and atomically. Displays, promotion and export read them, and a driver
+that starts corrects the Optuna storage by them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Word = Literal["suspicious", "accepted", "rejected"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What is to be thought of a score that was too good: nothing yet, or what a person said."""
+    """A score that was too good to believe: suspicious at first, then accepted or rejected by a person."""
 
     word: Word
     reason: str
@@ -30,7 +30,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRecord:
-    """One trial as its folder tells it; `result` is None while it waits, runs, or after its driver was killed."""
+    """One trial as its folder holds it; `result` is None until it has ended, also after its driver was killed."""
 
     spec: TrialSpec
     result: TrialResult | None = None
@@ -38,37 +38,38 @@ class TrialRecord:
 
     @property
     def suspicious(self) -> bool:
-        """Too good to believe, and nobody has looked yet."""
+        """Whether its score was too good to believe and nobody has judged it yet."""
         return self.verdict == "suspicious"
 
     @property
     def status(self) -> Status | None:
-        """How it ended, or None when it has not."""
+        """How it ended; None if it has not."""
         return self.result.status if self.result else None
 
     def feasible(self, caps: Caps) -> bool:
-        """Complete, within every cap, and not waiting for a verdict."""
+        """Return whether it is complete, within every cap, and not waiting for a verdict."""
         return self.result is not None and not self.suspicious and caps.allow(self.result)
 
 
 def trial_dir(study: StudyConfig, trial_id: str) -> Path:
-    """Folder of the trial `rung/0007`."""
+    """Return the folder of the trial `rung/0007`."""
     return study.dir / trial_id
 
 
 def read_record(folder: Path) -> TrialRecord:
-    """The record in one trial folder.
+    """Return the record in one trial folder.
 
     Raises:
-        UserError: a file is torn; names it and says what to do.
+        UserError: a file is torn; names it, with a hint.
     """
     return finished(folder, read_noun(TrialSpec, folder / SPEC_FILE))
 
 
 def finished(folder: Path, spec: TrialSpec) -> TrialRecord:
-    """The record of a trial whose spec is known.
+    """Return the record of a trial whose spec is known.
 
-    A result with fewer seeds than the spec asks for is of the time before more were added: the trial is unfinished.
+    A complete result with fewer seeds than the spec asks for was written before seeds were added, so that trial is
+    unfinished. A rejected trial has failed.
     """
     result = read_noun(TrialResult, folder / RESULT_FILE) if (folder / RESULT_FILE).exists() else None
     if result is not None and result.status == "complete" and len(result.runs) < len(spec.seeds):
@@ -80,10 +81,10 @@ def finished(folder: Path, spec: TrialSpec) -> TrialRecord:
 
 
 def give_verdict(study: StudyConfig, trial_id: str, word: Word) -> None:
-    """Say what is to be thought of a suspicious trial.
+    """Accept or reject a suspicious trial.
 
     Raises:
-        UserError: there is no such trial, nobody suspects it, or it has its verdict.
+        UserError: there is no such trial, or it is not waiting for a verdict.
     """
     path = trial_dir(study, trial_id) / VERDICT_FILE
     if not path.exists() or read_noun(Verdict, path).word != "suspicious":
@@ -94,7 +95,7 @@ def give_verdict(study: StudyConfig, trial_id: str, word: Word) -> None:
 
 
 def read_records(study: StudyConfig) -> tuple[TrialRecord, ...]:
-    """All trials of a study, by rung in ladder order and then by number."""
+    """Return all trials of a study, by rung in ladder order and then by number."""
     return tuple(
         read_record(path.parent)
         for rung in study.rungs
@@ -103,7 +104,7 @@ def read_records(study: StudyConfig) -> tuple[TrialRecord, ...]:
 
 
 def best_record(study: StudyConfig, records: tuple[TrialRecord, ...]) -> TrialRecord | None:
-    """The lowest feasible val_bpb at the highest rung that has one; None when nothing is feasible."""
+    """Return the feasible trial of lowest val_bpb at the highest rung that has one; None if no trial is feasible."""
     for rung in reversed(study.rungs):
         feasible = [r for r in records if r.spec.rung == rung.name and r.feasible(study.caps)]
         if feasible:

@@ -1,4 +1,4 @@
-"""One driver per study: an flock that the kernel lets go when its process dies, however it dies."""
+"""One driver per study, by an flock that the kernel releases when the driver's process dies, however it dies."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from pgolf_model.errors import UserError
 from search.study.config import StudyConfig
 
 LOCK_FILE = "driver.lock"
-PATIENCE_SECONDS = 0.5  # `driver_alive` holds a shared lock for microseconds; a driver starting just then waits it out
+PATIENCE_SECONDS = 0.5  # a starting driver tries for so long, since `driver_alive` holds a shared lock for microseconds
 
 
 @contextmanager
 def driver_lock(study: StudyConfig) -> Iterator[None]:
     """Be the study's only driver until the block ends.
 
-    The file stays afterwards, empty: unlinking it would let two processes lock two different files of that name.
+    The empty file stays afterwards: without it two processes could lock two different files of that name.
+
     Raises:
-        UserError: another process holds it; names the process.
+        UserError: another process holds the lock; names the process.
     """
     study.dir.mkdir(parents=True, exist_ok=True)
     with (study.dir / LOCK_FILE).open("a+", encoding="utf-8") as file:
@@ -38,7 +39,7 @@ def driver_lock(study: StudyConfig) -> Iterator[None]:
 
 
 def driver_alive(study: StudyConfig) -> bool:
-    """Whether some process is driving the study now."""
+    """Return whether some process drives the study now."""
     try:
         with (study.dir / LOCK_FILE).open(encoding="utf-8") as file:
             return not _try_lock(file, fcntl.LOCK_SH)
@@ -47,7 +48,7 @@ def driver_alive(study: StudyConfig) -> bool:
 
 
 def driver_pid(study: StudyConfig) -> int | None:
-    """Process id of the live driver; None when there is none (or it has not written its id yet)."""
+    """Return the process id of the live driver; None if there is none, or it has not written its id yet."""
     if not driver_alive(study):
         return None
     text = (study.dir / LOCK_FILE).read_text(encoding="utf-8").strip()
@@ -55,6 +56,7 @@ def driver_pid(study: StudyConfig) -> int | None:
 
 
 def _acquire(study: StudyConfig, file: IO[str]) -> None:
+    """Lock the file, or raise UserError after PATIENCE_SECONDS."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not _try_lock(file, fcntl.LOCK_EX):
         if time.monotonic() > deadline:
@@ -67,6 +69,7 @@ def _acquire(study: StudyConfig, file: IO[str]) -> None:
 
 
 def _try_lock(file: IO[str], kind: int) -> bool:
+    """Return whether the file could be locked at once."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Commands that a study suggests, as a user would type them; for a simulated study with the file behind it."""
+"""Commands that a study suggests, as a user would type them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ WORLD_FILE = "world.json"  # in the folder of a simulated study: the Python file
 
 
 def study_argument(study: StudyConfig) -> str:
-    """How commands name the study: by name where it lies in runs/, by its folder otherwise."""
+    """Return how commands name the study: by name if it lies in runs/, by its folder otherwise."""
     return study.name if study.dir == Path("runs", study.name).absolute() else str(study.dir)
 
 
 def search_command(study: StudyConfig, *options: str) -> str:
-    """The shell command that goes on with a study."""
+    """Return the shell command that goes on with a study; for a simulated one it names the simulation's file."""
     file = simulated_with(study)
     simulate = ("--simulate", file) if file else ()
     return shlex.join(["pgolf", "search", study_argument(study), *simulate, *options])
@@ -29,17 +29,17 @@ def judge_command(study: StudyConfig, trial_id: str, verdict: str) -> str:
 
 
 def is_simulated(study: StudyConfig) -> bool:
-    """Whether the study's folder holds a simulation: its trials have no artifacts."""
+    """Return whether the study was simulated, so that its trials have no artifacts."""
     return (study.dir / WORLD_FILE).exists()
 
 
 def simulated_with(study: StudyConfig) -> str:
-    """The Python file behind a simulated study; empty where the study is real."""
+    """Return the Python file behind a simulated study; empty for a real one."""
     path = study.dir / WORLD_FILE
     return str(json.loads(path.read_text(encoding="utf-8")).get("file", "FILE.py")) if path.exists() else ""
 
 
 def export_command(study: StudyConfig, trial_id: str) -> str:
-    """The shell command that turns a trial into a submission folder."""
+    """Return the shell command that turns a trial into a submission folder."""
     out = f"submissions/{study.name}-{trial_id.replace('/', '-')}"
     return shlex.join(["pgolf", "export", study_argument(study), "--trial", trial_id, "--out", out])

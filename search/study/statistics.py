@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf, sqrt
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+Z90 = 1.6449  # deviations from the mean within which 90 % of a normal lie
 
 
 def non_dominated(pairs: Sequence[tuple[float, float]]) -> tuple[int, ...]:
-    """Indices of the pairs that no other pair beats in one number while matching it in the other; lower is better.
+    """Return the indices of the pairs that no other pair dominates, in order of the first number; lower is better.
 
-    Equal pairs do not beat each other. In order of the first number.
+    A pair dominates another if it is lower in one number and not higher in the other. Equal pairs are both kept.
     """
     front: list[int] = []
     lowest, last = inf, None
@@ -25,7 +23,7 @@ def non_dominated(pairs: Sequence[tuple[float, float]]) -> tuple[int, ...]:
 
 
 def hypervolume(front: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Area dominated by `front` and bounded by `reference`, both numbers minimised; points beyond it add nothing."""
+    """Return the area between `front` and `reference`; lower is better, and points beyond the reference add nothing."""
     area, floor = 0.0, reference[1]
     for x, y in sorted(front):
         if x < reference[0] and y < floor:
@@ -35,7 +33,7 @@ def hypervolume(front: Sequence[tuple[float, float]], reference: tuple[float, fl
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Rank correlation, ties sharing their mean rank; None below three pairs or when one side is all tied."""
+    """Return the rank correlation, ties at their mean rank; None below three pairs or if one side is constant."""
     if len(first) != len(second):
         raise ValueError(f"spearman needs sequences of one length, got {len(first)} and {len(second)}")
     if len(first) < 3:
@@ -47,6 +45,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
+    """Return the rank of each value from 1, ties at their mean rank."""
     order = sorted(range(len(values)), key=lambda i: values[i])
     ranks = [0.0] * len(values)
     start = 0
@@ -60,11 +59,8 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return ranks
 
 
-Z90 = 1.6449  # two-sided 90 % of a normal
-
-
 def t_test_p(mean: float, standard_error: float, degrees_of_freedom: float) -> float:
-    """Chance of a mean at least this far above 0 if the truth is 0: one-sided Student t."""
+    """Return the chance of a mean at least this far above 0 if the true mean is 0: one-sided Student t."""
     if standard_error == 0:
         return 0.0 if mean > 0 else 1.0
     from scipy.special import stdtr

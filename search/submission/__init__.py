@@ -1,1 +1,1 @@
-"""The submission folder: exported and verified."""
+"""Export a submission folder, and verify one."""

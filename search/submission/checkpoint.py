@@ -1,4 +1,4 @@
-"""Find a trained checkpoint with what is needed to pack it."""
+"""Find a trained checkpoint, and the config, script and data that it is packed and scored with."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A checkpoint with what is needed to pack it."""
+    """A checkpoint, with the config, script and data for packing and scoring it."""
 
     checkpoint: Path
     config: RunConfig
-    script: Path | None  # the trial's own; None when there is none
-    data: str  # dataset folder; empty when unknown
-    tokenizer: str
+    script: Path | None  # of its trial; None for a checkpoint outside a trial's folder
+    data: str  # dataset folder; empty if unknown
+    tokenizer: str  # empty if unknown
 
 
 def find_source(path: Path) -> Source:
-    """What a trial's folder or a checkpoint file says.
+    """Return the checkpoint in a trial's folder, or that file itself, with its trial's spec where there is one.
 
     Raises:
         UserError: there is no checkpoint; says how to get one.
@@ -56,10 +56,10 @@ def find_source(path: Path) -> Source:
 
 
 def read_config(checkpoint: Path) -> RunConfig:
-    """The config that a checkpoint carries.
+    """Return the config that is stored in a checkpoint.
 
     Raises:
-        UserError: it is no checkpoint; names the file.
+        UserError: the file is no checkpoint; names it.
     """
     from zipfile import BadZipFile
 
@@ -77,7 +77,7 @@ def read_config(checkpoint: Path) -> RunConfig:
 
 
 def changed(config: RunConfig, changes: tuple[str, ...]) -> RunConfig:
-    """The config with other [quant] settings, each `KEY=VALUE` with a value as TOML writes it, or a bare word."""
+    """Return the config with other [quant] settings: each is `KEY=VALUE`, a TOML value or a bare word."""
     import tomllib
 
     from pgolf_model.config import QuantConfig

@@ -1,4 +1,4 @@
-"""What a script said before it failed, as an error of ours."""
+"""The error of a failed script as an error of ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pgolf_model.errors import UserError
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> UserError:
-    """The error that a failed script printed as `error: MESSAGE` and `hint: HINT`, or else its last line."""
+    """Return the error that a failed script printed as `error: MESSAGE` and `hint: HINT`, or else its last line."""
     lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
     hint = lines.pop().removeprefix("hint: ") if len(lines) > 1 and lines[-1].startswith("hint: ") else ""
     return UserError(lines[-1].removeprefix("error: "), hint=hint)

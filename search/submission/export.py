@@ -1,8 +1,8 @@
-"""Make a submission folder of a finished trial: the very script and artifact that were measured, and their papers.
+"""Export a finished trial as a submission folder: the measured script and artifact, and the papers that describe them.
 
-The trial's first seed ships, never its best: choosing among seeds by outcome would be selection on the validation set.
-Everything is copied from the trial's folder and checked against what the trial reported; the submission appears whole
-or not at all.
+The first seed of the trial ships, never its best, since choosing among seeds by score would be selection on the
+validation set. All files are copied from the trial's folder and compared with the hashes and sizes that the trial
+reported. The submission appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ OTHER_TRACK = "non_record_16mb"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Credits:
-    """What a submission says about whoever makes it; empty where nothing was given."""
+    """Author, name and description of a submission; empty where none was given."""
 
     author: str = ""
     github_id: str = ""
@@ -66,13 +66,13 @@ def export(
     credits: Credits | None = None,
     date: datetime.date | None = None,
 ) -> Path:
-    """Write the submission folder `out` (DESIGN section 5) for a finished trial and return it.
+    """Write the submission folder `out` for a finished trial and return its path.
 
     Args:
         date: of the submission, today by default.
     Raises:
-        UserError: the trial is not complete or over a cap, its files are not those it reported, or `out` holds
-            something else than an earlier export.
+        UserError: the trial is not complete or over a cap, its files are not those it reported, or `out` is neither
+            empty nor an earlier export.
     """
     result = _submittable(study.caps, record)
     _refuse_to_overwrite(out)
@@ -109,7 +109,7 @@ def export(
 
 
 def _submittable(caps: Caps, record: TrialRecord) -> TrialResult:
-    """The result of a trial that may be exported; UserError with the numbers otherwise."""
+    """Return the result of a trial; raise UserError with the numbers if it may not be exported."""
     trial_id, result = record.spec.trial_id, record.result
     if result is None:
         raise UserError(f"trial {trial_id} has no result yet", hint="run the study to its end first")
@@ -126,6 +126,7 @@ def _submittable(caps: Caps, record: TrialRecord) -> TrialResult:
 
 
 def _refuse_to_overwrite(out: Path) -> None:
+    """Raise UserError if `out` holds anything but an earlier export."""
     if out.is_file():
         raise UserError(f"{out} is a file", hint="give --out another name")
     if out.is_dir() and any(out.iterdir()) and not _is_export(out):
@@ -133,6 +134,7 @@ def _refuse_to_overwrite(out: Path) -> None:
 
 
 def _is_export(folder: Path) -> bool:
+    """Return whether a folder is an earlier export."""
     try:
         return read_known(Provenance, folder / PROVENANCE_FILE).made_by == MADE_BY
     except ValueError:
@@ -140,6 +142,7 @@ def _is_export(folder: Path) -> bool:
 
 
 def _checked_script(source: Path, result: TrialResult) -> bytes:
+    """Return the trial's script; raise UserError if its size is not the one that the runs reported."""
     script = (source / SCRIPT_FILE).read_bytes()
     for run in result.runs:
         if run.code_bytes != len(script):
@@ -152,6 +155,7 @@ def _checked_script(source: Path, result: TrialResult) -> bytes:
 
 
 def _check_artifact(path: Path, run: SeedRun) -> None:
+    """Raise UserError if the artifact's hash is not the one that the run reported."""
     found = file_facts(path).sha256
     if found != run.artifact_sha256:
         raise UserError(
@@ -160,6 +164,7 @@ def _check_artifact(path: Path, run: SeedRun) -> None:
 
 
 def _provenance(record: TrialRecord, metrics: Mapping[str, Any], script: bytes) -> Provenance:
+    """Return the provenance of a trial whose first seed wrote `metrics`."""
     spec = record.spec
     return Provenance(
         study=spec.study,
@@ -189,6 +194,7 @@ def _submission(
     credits: Credits,
     date: datetime.date,
 ) -> Submission:
+    """Return the claims of a submission; `metrics` are those of the first seed."""
     spec, runs, first = record.spec, result.runs, result.runs[0]
     on_target = metrics["world_size"] == 8 and "H100" in metrics["device"]
     compliance = {
@@ -234,6 +240,7 @@ def _submission(
 
 
 def _seed_entry(run: SeedRun) -> SeedEntry:
+    """Return a seed's run under the names that records use."""
     return SeedEntry(
         val_bpb=run.val_bpb,
         val_loss=run.val_loss,
@@ -249,6 +256,7 @@ def _seed_entry(run: SeedRun) -> SeedEntry:
 
 
 def _blurb(config: RunConfig) -> str:
+    """Return a sentence about a configuration."""
     model, quant = config.model, config.quant
     loops = f" ([{model.loop_start}, {model.loop_end}) run {1 + model.loop_repeats} times)"
     return (
@@ -259,7 +267,7 @@ def _blurb(config: RunConfig) -> str:
 
 
 def _readable_source(script: bytes, config: RunConfig) -> str:
-    """Commented source while today's package still packs to this very script; after a change, what the script holds."""
+    """Return the package's commented source if it still packs to this script, else the unpacked script."""
     if bundle(config) == script:
         return readable(config)
     return f"# Unpacked from {SCRIPT_FILE}; pgolf_model has changed since, so its comments are not these.\n" + (
@@ -268,13 +276,13 @@ def _readable_source(script: bytes, config: RunConfig) -> str:
 
 
 def _requirements(versions: Mapping[str, str]) -> str:
-    """The versions of the run; a build tag such as +cpu is dropped, package indexes do not have it."""
+    """Return the versions of the run as requirements, without build tags such as +cpu, which package indexes lack."""
     names = sorted(set(versions) - {"python"})
     return "".join(f"{name}=={versions[name].partition('+')[0]}\n" for name in names)
 
 
 def _put_in_place(staging: Path, out: Path) -> None:
-    """Swap the finished folder in; an earlier export disappears only once the new one is whole."""
+    """Rename the finished folder to `out`; an earlier export is deleted only after that."""
     previous = out.with_name(f".{out.name}.{os.getpid()}.old")
     if out.exists():
         out.rename(previous)

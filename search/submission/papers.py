@@ -1,4 +1,4 @@
-"""The papers of a submission folder as nouns: what it claims, and where the numbers come from."""
+"""The papers of a submission folder: its claims in `submission.json`, and their origin in `provenance.json`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pgolf_model.errors import UserError
-from search.corpus.shards import file_sha256
+from search.corpus.shard_writer import file_sha256
 from space.params import Scalar
 from space.plain import from_plain
 
@@ -41,7 +41,10 @@ class SeedEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """`submission.json` (atlas H). Scores are means over the seeds; bytes are those of the files in the folder."""
+    """`submission.json`, with the keys of the challenge's records and more.
+
+    Scores are means over the seeds; bytes are those of the files in the folder.
+    """
 
     author: str
     github_id: str
@@ -51,12 +54,12 @@ class Submission:
     track: str
     val_loss: float
     val_bpb: float
-    val_bpb_std: float | None  # sample standard deviation over the seeds; nothing is known of it with one
+    val_bpb_std: float | None  # sample standard deviation over the seeds; None with one seed
     pre_quant_val_bpb: float
     bytes_total: int
     bytes_code: int
     bytes_model: int
-    bytes_cap: int  # what bytes_total was held to
+    bytes_cap: int  # of the study
     artifact_seed: int  # the seed whose artifact lies in the folder
     artifact_sha256: str
     seeds: tuple[int, ...]
@@ -72,7 +75,7 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileFacts:
-    """A file the score depends on."""
+    """A file that the score depends on."""
 
     name: str
     bytes: int
@@ -81,13 +84,13 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """`provenance.json`: where the numbers come from, enough to compute them again."""
+    """`provenance.json`: the origin of the numbers, enough to compute them again."""
 
     made_by: str = MADE_BY
     study: str
     trial_id: str
     label: str
-    params: dict[str, Scalar]  # what the sampler said
+    params: dict[str, Scalar]  # the point of the space
     data_dir: str  # absolute, on the machine of the run
     tokenizer: FileFacts
     val_shards: tuple[FileFacts, ...]
@@ -99,23 +102,21 @@ class Provenance:
     world_size: int
     threads: int
     versions: dict[str, str] = field(default_factory=dict)
-    git_commit: str = (
-        ""  # of pgolf when it made the script; ends in -dirty with changed files, empty outside a checkout
-    )
+    git_commit: str = ""  # of pgolf when it made the script; -dirty with changed files, empty outside a checkout
 
 
 def seed_log(seed: int) -> str:
-    """Name of one seed's log in a submission."""
+    """Return the name of a seed's log in a submission."""
     return f"train_seed{seed}.log"
 
 
 def file_facts(path: Path) -> FileFacts:
-    """Name, size and hash of a file; OSError where there is none."""
+    """Return name, size and hash of a file; raise OSError if there is none."""
     return FileFacts(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def read_known(cls: type[T], path: Path) -> T:
-    """A noun from a JSON file that people may have added keys to.
+    """Return the instance of `cls` in a JSON file; keys that people added are left out.
 
     Raises:
         UserError: no such file, not JSON, or a key is missing or of the wrong type; names the file.

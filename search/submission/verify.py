@@ -1,16 +1,16 @@
-"""Check a submission folder by running it: every number it claims is counted or computed again from its own files.
+"""Verify a submission folder: every number that it claims is counted or computed again from its own files.
 
 The folder's script and artifact are copied to a temporary directory and run there in isolated mode (`python -I`) with
-a nearly empty environment. An editable install of pgolf stays importable even so, therefore the unpacked source is
-read as well, and refused when it imports anything but the standard library and what requirements.txt names.
+a nearly empty environment. An editable install of pgolf can be imported even so. Therefore the unpacked source is read
+too, and refused if it imports anything but the standard library and the packages in requirements.txt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 from pgolf_model.data.shards import shard_paths
 from pgolf_model.errors import UserError
@@ -40,8 +42,8 @@ from search.submission.papers import (
 from space.plain import from_plain
 from trials.spec import SCRIPT_FILE
 
-# The same kind of device and number of ranks computes the same sums: equal to the last bit with 1 and 2 CPU threads.
-# Another one rounds every matrix product differently. bfloat16 against float32, the furthest apart, differed by 0.00053
+# The same kind of device and number of ranks computes the same sums: with 1 and 2 CPU threads, equal to the last bit.
+# Another device rounds every matrix product differently. The largest difference, bfloat16 against float32, was 0.00053
 # bpb and 0.00089 nats over 65,536 tokens; a record has to win by 0.005 nats.
 SAME_DEVICE_TOLERANCE = 1e-6
 OTHER_DEVICE_TOLERANCE = 2e-3
@@ -51,7 +53,7 @@ KEPT_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "CUDA_V
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What `train_gpt.py --evaluate` prints."""
+    """The JSON document that `train_gpt.py --evaluate` prints."""
 
     val_bpb: float
     val_loss: float  # nats per token
@@ -66,7 +68,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyReport:
-    """What was found; scores are None when the folder was too broken to run."""
+    """Counted bytes, recomputed scores and problems; scores are None if the folder was too broken to run."""
 
     folder: str
     artifact_bytes: int  # of the real files: code and model
@@ -84,7 +86,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether everything the folder claims was found to be so."""
+        """Whether all claims of the folder were confirmed."""
         return not self.problems
 
 
@@ -96,16 +98,16 @@ def verify(
     tolerance: float | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> VerifyReport:
-    """Recount, recompute and compare; every mismatch is a problem in the report.
+    """Count bytes, compute the scores again and compare; every mismatch is a problem in the report.
 
-    A trial that scored only the first tokens (a proxy) is compared over those same tokens.
+    A trial that scored only leading tokens, as proxies do, is compared over the same tokens.
 
     Args:
-        data: where the validation shards lie now; where they lay at export by default.
+        data: folder of the validation shards; by default the one that the trial used.
         tokenizer: another copy of the tokenizer, compared by hash; the folder's own by default.
         tolerance: largest difference in val_bpb and val_loss; by default SAME_DEVICE_TOLERANCE on the device of the
             run and OTHER_DEVICE_TOLERANCE elsewhere.
-        say: told what is going on, one line at a time.
+        say: called with a line before each long step.
     Raises:
         UserError: there is no such folder, or one of its papers cannot be read.
     """
@@ -122,15 +124,14 @@ def verify(
     provenance = read_known(Provenance, folder / PROVENANCE_FILE)
     data = data or Path(provenance.data_dir)
     tokenizer = tokenizer or folder / TOKENIZER_FILE
-
     script, artifact = file_facts(folder / SCRIPT_FILE), file_facts(folder / ARTIFACT_FILE)
-    inputs = [
+    inputs = (
         *_script_problems(folder, script, provenance),
         *_artifact_problems(artifact, submission),
         *_tokenizer_problems(tokenizer, provenance),
         *_shard_problems(data, provenance),
-    ]
-    claims = [*_count_problems(script, artifact, submission), *_claim_problems(folder, submission)]
+    )
+    claims = (*_count_problems(script, artifact, submission), *_claim_problems(folder, submission))
     counted = VerifyReport(
         folder=str(folder),
         artifact_bytes=script.bytes + artifact.bytes,
@@ -140,17 +141,28 @@ def verify(
         problems=(*inputs, *claims),
     )
     if inputs:
-        return replace(counted, problems=(*counted.problems, "val_bpb was not computed again: the files above differ"))
-
+        return _with_problems(counted, "val_bpb was not computed again: the files above differ")
     say(f"running {SCRIPT_FILE} --evaluate in a clean process over {provenance.scored_tokens:,} tokens")
     try:
         found = run_submission(folder, val=data, tokenizer=tokenizer, max_tokens=provenance.max_tokens)
     except UserError as error:
-        return replace(counted, problems=(*counted.problems, f"{SCRIPT_FILE} did not run: {error}"))
+        return _with_problems(counted, f"{SCRIPT_FILE} did not run: {error}")
+    return _scored(counted, found, submission, provenance, tolerance)
+
+
+def _with_problems(report: VerifyReport, *problems: str) -> VerifyReport:
+    """Return the report with further problems."""
+    return replace(report, problems=(*report.problems, *problems))
+
+
+def _scored(
+    counted: VerifyReport, found: Evaluation, submission: Submission, provenance: Provenance, tolerance: float | None
+) -> VerifyReport:
+    """Return the report with the scores computed again and their differences from the claimed ones."""
     if tolerance is None:
         same = (found.device, found.world_size) == (provenance.device, provenance.world_size)
         tolerance = SAME_DEVICE_TOLERANCE if same else OTHER_DEVICE_TOLERANCE
-    return replace(
+    report = replace(
         counted,
         val_bpb=found.val_bpb,
         val_loss=found.val_loss,
@@ -159,17 +171,17 @@ def verify(
         tokens=found.tokens,
         bytes=found.bytes,
         seconds=found.seconds,
-        problems=(*counted.problems, *_score_problems(found, submission, provenance, tolerance)),
     )
+    return _with_problems(report, *_score_problems(found, submission, provenance, tolerance))
 
 
 def run_submission(folder: Path, *, val: Path | str, tokenizer: Path, max_tokens: int = 0) -> Evaluation:
     """Score a folder's artifact with its own script: copies of both, in a temporary directory, isolated.
 
     Args:
-        max_tokens: score so many leading tokens; 0 scores all.
+        max_tokens: leading tokens to score; 0 scores all.
     Raises:
-        UserError: the script failed, or printed something else than one evaluation; carries its last words.
+        UserError: the script failed, with its own message, or printed no evaluation.
     """
     with tempfile.TemporaryDirectory(prefix="pgolf-verify-") as scratch:
         for path in (folder / SCRIPT_FILE, folder / ARTIFACT_FILE):
@@ -184,7 +196,7 @@ def run_submission(folder: Path, *, val: Path | str, tokenizer: Path, max_tokens
 def run_evaluation(
     command: Sequence[str], *, cwd: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> Evaluation:
-    """Run a command that prints one evaluation; UserError with its last words when it does not."""
+    """Run a command and return the evaluation that it prints; raise UserError with its message if it fails."""
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise last_words(done)
@@ -199,15 +211,15 @@ def run_evaluation(
 
 
 def _script_problems(folder: Path, script: FileFacts, provenance: Provenance) -> list[str]:
-    """The script is the one that ran, and stands alone."""
+    """Return problems of the script: it is not the one that ran, or it imports more than it may."""
     problems = []
     if script.sha256 != provenance.script_sha256:
         problems.append(_expected(f"{SCRIPT_FILE} sha256", provenance.script_sha256, script.sha256))
     requirements = folder / REQUIREMENTS_FILE
     text = requirements.read_text(encoding="utf-8") if requirements.is_file() else ""
-    named = set(re.findall(r"^([A-Za-z0-9_.-]+?)\s*(?:[=<>~!\[;@].*)?$", text, flags=re.MULTILINE))
     try:
-        foreign = foreign_imports(unpack_script((folder / SCRIPT_FILE).read_bytes()), ALLOWED_PACKAGES | named)
+        source = unpack_script((folder / SCRIPT_FILE).read_bytes())
+        foreign = foreign_imports(source, ALLOWED_PACKAGES | named_packages(text))
     except UserError as error:
         return [*problems, f"{SCRIPT_FILE}: {error}"]
     if foreign:
@@ -215,13 +227,24 @@ def _script_problems(folder: Path, script: FileFacts, provenance: Provenance) ->
     return problems
 
 
+def named_packages(requirements: str) -> set[str]:
+    """Return the packages that the text of a requirements file names; comments and pip's options name none."""
+    named = set()
+    for line in requirements.splitlines():
+        with contextlib.suppress(InvalidRequirement):
+            named.add(Requirement(line.partition("#")[0].strip()).name)
+    return named
+
+
 def _artifact_problems(artifact: FileFacts, submission: Submission) -> list[str]:
+    """Return a problem if the artifact is not the claimed one."""
     if artifact.sha256 == submission.artifact_sha256:
         return []
     return [_expected(f"{ARTIFACT_FILE} sha256", submission.artifact_sha256, artifact.sha256)]
 
 
 def _tokenizer_problems(tokenizer: Path, provenance: Provenance) -> list[str]:
+    """Return a problem if the tokenizer is missing or not the one of the run."""
     if not tokenizer.is_file():
         return [f"tokenizer {tokenizer} is missing"]
     found = file_facts(tokenizer).sha256
@@ -231,7 +254,7 @@ def _tokenizer_problems(tokenizer: Path, provenance: Provenance) -> list[str]:
 
 
 def _shard_problems(data: Path, provenance: Provenance) -> list[str]:
-    """The validation shards are those that were scored, all of them and no others."""
+    """Return problems of the validation shards: missing, changed, or not among those that were scored."""
     try:
         found = {path.name: path for path in shard_paths(str(data), "val")}
     except UserError as error:
@@ -247,7 +270,7 @@ def _shard_problems(data: Path, provenance: Provenance) -> list[str]:
 
 
 def _count_problems(script: FileFacts, artifact: FileFacts, submission: Submission) -> list[str]:
-    """Sizes of the real files against the claimed ones and the cap."""
+    """Return problems of sizes: files against claims, and against the cap."""
     total = script.bytes + artifact.bytes
     pairs = (
         ("bytes_code", submission.bytes_code, script.bytes),
@@ -261,7 +284,7 @@ def _count_problems(script: FileFacts, artifact: FileFacts, submission: Submissi
 
 
 def _claim_problems(folder: Path, submission: Submission) -> list[str]:
-    """submission.json agrees with itself and with the logs."""
+    """Return contradictions in submission.json, and between it and the logs."""
     results = submission.seed_results
     if sorted(results) != sorted(map(str, submission.seeds)) or str(submission.artifact_seed) not in results:
         return [_expected("seeds of seed_results", ", ".join(map(str, submission.seeds)), ", ".join(results))]
@@ -281,7 +304,7 @@ def _claim_problems(folder: Path, submission: Submission) -> list[str]:
 
 
 def _score_problems(found: Evaluation, submission: Submission, provenance: Provenance, tolerance: float) -> list[str]:
-    """The score computed again against the claimed one, over the same text."""
+    """Return differences between the scores computed again and the claimed ones, and between their texts."""
     problems = []
     for name in ("val_bpb", "val_loss"):
         claimed, again = _shipped_claim(submission, name), getattr(found, name)
@@ -298,13 +321,15 @@ def _score_problems(found: Evaluation, submission: Submission, provenance: Prove
 
 
 def _shipped_claim(submission: Submission, name: str) -> float:
-    """A claimed score of the seed whose artifact ships."""
+    """Return a claimed score of the seed whose artifact ships."""
     return float(getattr(submission.seed_results[str(submission.artifact_seed)], name))
 
 
 def _expected(what: str, claimed: object, found: object) -> str:
+    """Return a problem that names both values."""
     return f"{what}: expected {claimed}, got {found}"
 
 
 def _refuse_constant(text: str) -> float:
+    """Raise UserError for NaN and infinities, which JSON does not have."""
     raise UserError(f"it holds {text}")

@@ -1,4 +1,4 @@
-"""What a run can run on: a GPU class or one machine as a handful of effective rates. Standard library only."""
+"""Hardware as a few effective rates, of a class of GPUs or of one measured machine. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pgolf_model.errors import UserError
 from space.params import look_up
 from space.plain import from_plain
 
-HARDWARE_FILE = "hardware.json"  # what `pgolf doctor` leaves in a study's folder, or where it was called
+HARDWARE_FILE = "hardware.json"  # written by `pgolf doctor` into a study's folder, or where it was called
 TIMED = ("flops_per_second", "attention_flops_per_second", "bytes_per_second", "block_seconds", "step_seconds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """One GPU, or the CPU cores of one rank, as rates. They are fitted to steps of whole runs, not a data sheet's."""
+    """One GPU, or the CPU cores of one rank, as rates that were fitted to steps of whole runs, not to data sheets."""
 
     name: str
     flops_per_second: float  # matrix products in the precision that is trained in
     attention_flops_per_second: float
-    bytes_per_second: float  # of everything that is no product
+    bytes_per_second: float  # memory traffic of all operations but products
     block_seconds: float  # per block and pass, whatever the batch
     step_seconds: float  # per optimizer step, whatever the model
     memory_bytes: float
@@ -35,25 +35,25 @@ class Hardware:
     saved_factor: float = 1.0  # activations kept, relative to compiled code in the same precision
     error: float = 0.5  # 90 % of forecasts of step seconds are within a factor of 1 + error
     memory_error: float = 0.3  # likewise for memory
-    device: str = ""  # what a run's metrics call it; empty for a class
+    device: str = ""  # its name in a run's metrics; empty for a class
     threads: int = 0  # of the CPU, that were calibrated; 0 on a GPU
-    made: str = ""  # how its numbers came about
+    made: str = ""  # where its numbers come from
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """Seconds per unit of `Work.counts`."""
+        """Seconds per unit of each of `Work.counts`."""
         values = [getattr(self, name) for name in TIMED]
         return tuple(1 / v if name.endswith("per_second") else v for name, v in zip(TIMED, values, strict=True))
 
     def with_rates(self, rates: Sequence[float]) -> Hardware:
-        """The same machine with other seconds per unit."""
+        """Return the same machine with other seconds per unit."""
         values = [1 / r if name.endswith("per_second") else r for name, r in zip(TIMED, rates, strict=True)]
         return replace(self, **dict(zip(TIMED, values, strict=True)))  # type: ignore[arg-type]
 
 
-# Fitted to twelve records on 8xH100 SXM, whose attention was FlashAttention-3 in seven of them: 1.6 times as fast as
-# the kernel assumed here, PyTorch's own. tests/test_speed.py holds the rows, the fit and its leave-one-out error.
-# Ours is other code than the records', so the interval is wider than that. Starting, compiling and packing: a guess.
+# Fitted to twelve records on 8xH100 SXM. Seven of them used FlashAttention-3, 1.6 times as fast as the kernel assumed
+# here, PyTorch's own. tests/space/test_speed.py holds the rows, the fit and its leave-one-out error. Our code is not
+# theirs, so the interval is wider than that error. Seconds for starting, compiling and packing are a guess.
 H100 = Hardware(
     name="h100",
     flops_per_second=7.575e14,
@@ -66,12 +66,12 @@ H100 = Hardware(
     link_bytes_per_second=2.5e11,
     outside_seconds=240.0,
     error=0.25,
-    made="fitted to 12 records on 8xH100 SXM (atlas F)",
+    made="fitted to 12 records on 8xH100 SXM (https://github.com/openai/parameter-golf)",
 )
 
 
 def _scaled(base: Hardware, name: str, factor: float, **changes: float) -> Hardware:
-    """A class of which only an overall speed is known."""
+    """Return a class of which only the overall speed relative to `base` is known."""
     scaled = base.with_rates([rate / factor for rate in base.rates])
     return replace(scaled, name=name, **changes)  # type: ignore[arg-type]
 

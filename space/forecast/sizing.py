@@ -1,11 +1,12 @@
-"""Bytes of the packed model before a weight is trained: the quantizer's and the packer's arithmetic, without torch.
+"""Forecast the bytes of a packed model before training, from the arithmetic of quantizer and packer, without torch.
 
-Rows of trained matrices are close to normal and the quantizer's step is a fixed share of the row's deviation, so the
-distribution of the codes is known in advance, and `pgolf_model.codec.entropy` codes them at its entropy: on normal
-weights the packer is met within 0.6 %. With a byte target the quantizer fills it, unless its bits allow no such size.
+Rows of trained matrices are close to normal, and the quantizer's step is a fixed share of the row's deviation. So the
+distribution of the codes is known in advance, and `pgolf_model.codec.entropy` codes them close to its entropy: on
+normal weights the forecast is within 0.6 % of the packed size. A byte target is filled, unless the bits allow no such
+size.
 
-`tests/benchmarks/bench_sizing.py` measures the constants below. The idea is the records': with a clip in row deviations
-the size is known before training (https://github.com/openai/parameter-golf/pull/1394).
+`tests/benchmarks/bench_sizing.py` measures the constants below. That a clip in row deviations makes the size known
+before training is an idea of https://github.com/openai/parameter-golf/pull/1394.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from pgolf_model.config import ModelConfig, QuantConfig, RunConfig, code_limit
 from pgolf_model.shapes import num_params, param_shapes
 
 FIXED_BYTES = 24  # magic, version, checksum, header length
-STREAM_BYTES = 150  # what the entropy coder spends on learning, by stream ...
-ROW_BYTES = 0.27  # ... and by row; with it 13 models of 0.3 to 2.4 M normal weights came out within 0.4 %
+STREAM_BYTES = 150  # cost of the entropy coder's learning, for each stream ...
+ROW_BYTES = 0.27  # ... and for each row; with both, 13 models of 0.3 to 2.4 M normal weights were within 0.4 %
 FINEST, COARSEST = -4.5, 2.0  # log2 of the steps, in deviations, between which the solver of a byte target chooses
 FILL_TOLERANCE = 0.002  # a target is met from below within this share
 LOWRANK_BITS = 4.0  # per entry of a low-rank factor
@@ -32,7 +33,7 @@ FP8_SHARE = 0.65  # of a float16 scalar's bytes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """A measured constant: the usual value, and what 90 % of runs lie between."""
+    """A measured constant: its usual value, and the ends of the interval that holds 90 % of runs."""
 
     low: float
     central: float
@@ -56,7 +57,7 @@ SCALAR_BITS = Spread(low=9.0, central=12.2, high=14.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SizeEstimate:
-    """What a configuration's packed model will weigh."""
+    """Forecast bytes of a configuration's packed model."""
 
     num_params: int
     model_bytes: int  # central estimate, the sum of `by_role`
@@ -71,13 +72,13 @@ class SizeEstimate:
 
 
 def estimate_model_bytes(config: RunConfig, *, code_bytes: int = 0) -> SizeEstimate:
-    """Forecast the artifact's model bytes, in milliseconds.
+    """Forecast the model bytes of the artifact, in milliseconds.
 
-    The interval adds the parts' deviations up: a run that is off is off everywhere. It covers short and long training;
-    it does not know of weights that are not normal at all, such as a diverged run's.
+    The interval adds up the deviations of the parts, since a run that is larger in one part is larger in all. It covers
+    short and long training, but no weights that are far from normal, such as those of a diverged run.
 
     Args:
-        code_bytes: of the script, which counts against the config's `target_bytes`; not read without a target.
+        code_bytes: of the script, which count against the config's `target_bytes`; not read without a target.
     """
     target = config.quant.target_bytes - code_bytes if config.quant.target_bytes else 0
     if not target:
@@ -92,7 +93,7 @@ def estimate_model_bytes(config: RunConfig, *, code_bytes: int = 0) -> SizeEstim
         parts = {"central": _part_bytes(config, "central", high)}
         reached = sum(parts["central"].values())
         ends = [sum(_part_bytes(config, side, high).values()) for side in ("low", "high")]
-        within = abs(reached - target) <= FILL_TOLERANCE * target  # else it is an end of what the bits allow
+        within = abs(reached - target) <= FILL_TOLERANCE * target  # else the bits allow no such size
         low, high = ((1 - FILL_TOLERANCE) * target, target) if within else ends
     by_role = {role: int(value) for role, value in parts["central"].items()}
     return SizeEstimate(
@@ -105,7 +106,7 @@ def estimate_model_bytes(config: RunConfig, *, code_bytes: int = 0) -> SizeEstim
 
 
 def _part_bytes(config: RunConfig, side: str, log_step: float | None) -> dict[str, float]:
-    """Bytes by role at one end or the middle of the measured constants."""
+    """Return bytes by role, with the measured constants at one end ("low", "high") or in the middle ("central")."""
     quant = config.quant
     normal = normal_code_bytes(config.model, quant, log_step)
     sizes: dict[str, int] = defaultdict(int)
@@ -130,7 +131,7 @@ def _part_bytes(config: RunConfig, side: str, log_step: float | None) -> dict[st
 
 
 def normal_code_bytes(model: ModelConfig, quant: QuantConfig, log_step: float | None = None) -> dict[str, float]:
-    """Bytes of each role's codes when every row is normal.
+    """Return the bytes of each role's codes when every row is normal.
 
     Args:
         log_step: log2 of all matrices' steps in row deviations; None takes the config's clips.
@@ -148,23 +149,23 @@ def normal_code_bytes(model: ModelConfig, quant: QuantConfig, log_step: float | 
 
 @cache
 def _code_bits(step: float, bits: int) -> float:
-    """Bits per normal weight; a binary code has no zero and takes one."""
+    """Return bits per normal weight; a binary code has no zero and takes 1 bit."""
     return 1.0 if bits == 1 else entropy_bits(code_probabilities(step, code_limit(bits)))
 
 
 def code_probabilities(step: float, peak: int) -> list[float]:
-    """Share of each code -peak..peak when a standard normal weight is rounded to multiples of `step` and clipped."""
+    """Return the share of each code -peak..peak when standard normal weights are rounded to `step` and clipped."""
     edges = [0.5 * math.erfc(-(code + 0.5) * step / math.sqrt(2)) for code in range(-peak, peak)]
     return [high - low for low, high in zip([0.0, *edges], [*edges, 1.0], strict=True)]
 
 
 def entropy_bits(probs: Sequence[float]) -> float:
-    """Shannon entropy in bits per symbol: what no coder beats."""
+    """Return the Shannon entropy in bits per symbol, the lower bound of any coder."""
     return -sum(p * math.log2(p) for p in probs if p > 0)
 
 
 def _header_bytes(config: RunConfig) -> int:
-    """The container around the streams; the header is JSON, compressed, and lists configs, matrices and streams."""
+    """Return the bytes around the streams; the header is compressed JSON that lists configs, matrices and streams."""
     matrices = [info for info in param_shapes(config.model).values() if info.role != "scalar"]
     bits = [config.quant.bits(info.role, info.layer, config.model.num_layers) for info in matrices]
     kinds = [[b, config.quant.states, 0, 0, 0, 0] for b in bits]

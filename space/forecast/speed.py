@@ -1,11 +1,10 @@
-"""Seconds, steps, memory and dollars of a run before it is paid for: its work, counted, times what a machine takes per
-unit of work. Standard library only, milliseconds.
+"""Forecast seconds, steps, memory and dollars of a run: its counted work times a machine's seconds per unit of work.
 
 The work of a step is counted from the configuration: FLOPs of matrix products (6 per weight and token, 2 when scoring),
-of attention and of Muon; bytes that everything else moves; blocks run. A machine is a few rates. Those of the H100 are
-fitted to the challenge's records (tests/test_speed.py holds the rows, the residuals and what leaving one out gives);
-`pgolf doctor` fits those of the machine it runs on to steps that it times there. Anything but training and scoring
-(starting, compiling, packing) is a constant of the machine.
+of attention and of Muon; bytes that all other operations move; blocks run. A machine is a few rates. The H100's are
+fitted to the challenge's records (tests/space/test_speed.py holds the rows, the residuals and the leave-one-out
+errors); `pgolf doctor` fits those of the machine where it runs to steps that it times there. Seconds for starting,
+compiling and packing are a constant of the machine. Standard library only; a forecast takes milliseconds.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ EXCLUSIVE_PASSES, SECOND_STREAM_PASSES = 6.0, 8.0  # more width passes of a bloc
 OPTIMIZER_BYTES, ROUNDING_BYTES = 60.0, 48.0  # moved per weight and step; rounding in the forward pass (QAT) is extra
 FORWARD_SHARE = 1 / 3  # of a training step's products, passes and blocks that scoring needs
 ATTENTION_FLOPS = 7.0  # per token, channel and position of context: causal, backward 2.5 times the forward's 2
-DOCUMENT_TOKENS = (
-    3000.0  # of FineWeb: mean context of T tokens falls to T D / (T + D) halves; .75 and .59 at 1,024, 2,048
-)
+# Tokens D of a document of FineWeb. Attention within documents works on T tokens as if on T D / (T + D) of them: .75 T
+# at T = 1,024, .59 T at 2,048.
+DOCUMENT_TOKENS = 3000.0
 # Kept for the backward pass per token and block, elements per channel of width and of hidden layer.
 SAVED_WIDTH, SAVED_HIDDEN = 11.33, 2.70
 CHUNK_LOGITS = {True: 2**26, False: 2**20}  # that exist at once, on a GPU and on a CPU (pgolf_model.model.gpt)
@@ -39,7 +38,7 @@ BYTES_PER_TOKEN = {1024: 2.408, 4096: 3.279, 8192: 3.688}  # of it, under the re
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What one rank does, in a step or to score."""
+    """Counted work of one rank, in a training step or when scoring."""
 
     product_flops: float
     attention_flops: float
@@ -50,18 +49,18 @@ class Work:
 
     @property
     def counts(self) -> tuple[float, ...]:
-        """In the order of `Hardware.rates`."""
+        """The counts in the order of `Hardware.rates`."""
         return self.product_flops, self.attention_flops, self.traffic_bytes, self.blocks, self.steps
 
     def seconds(self, hardware: Hardware) -> float:
-        """The parts add up: nothing is known to overlap."""
+        """Return the forecast seconds. The parts are added up, since nothing is known about their overlap."""
         link = self.link_bytes / hardware.link_bytes_per_second if hardware.link_bytes_per_second else 0.0
         return link + sum(count * rate for count, rate in zip(self.counts, hardware.rates, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedEstimate:
-    """What a run will take on `ranks` of a hardware."""
+    """Forecast of a run on `ranks` GPUs, or on CPUs."""
 
     hardware: str
     ranks: int
@@ -74,7 +73,7 @@ class SpeedEstimate:
     tokens: int  # seen, all ranks
     train_seconds: float
     eval_seconds: float  # scoring the artifact on all ranks
-    total_seconds: float  # train, score (twice: before packing too) and everything outside
+    total_seconds: float  # training, scoring twice (before and after packing), starting, compiling and packing
     peak_memory_bytes: int  # of one rank
     peak_memory_low: int
     peak_memory_high: int
@@ -92,11 +91,11 @@ class SpeedEstimate:
 def estimate_speed(
     config: RunConfig, hardware: Hardware, *, ranks: int = 1, share: float = 1.0, val_tokens: int = 0
 ) -> SpeedEstimate:
-    """Forecast a run, in well under a millisecond per schedule entry.
+    """Forecast a run, in less than a millisecond per schedule entry.
 
     Args:
-        share: of the hardware that each rank has, for trials that share a GPU: neighbours are assumed to be as busy.
-        val_tokens: to score where the configuration scores all; by default the challenge's validation split.
+        share: of the hardware that each rank has, for trials that share a GPU; the others are assumed to be as busy.
+        val_tokens: scored where the configuration scores all tokens; by default the challenge's validation split.
     """
     whole, slow, fast = (
         _train(config, hardware, ranks=ranks, factor=factor / share)
@@ -129,10 +128,10 @@ def estimate_speed(
 
 
 def _train(config: RunConfig, hardware: Hardware, *, ranks: int, factor: float) -> tuple[float, float, float]:
-    """(seconds, steps, tokens) of training when everything takes `factor` times as long.
+    """Return (seconds, steps, tokens) of training when everything takes `factor` times as long.
 
-    Between two changes of its schedule a run has a constant pace. Its progress is the larger of the shares of steps and
-    seconds that are over, so a stretch ends with whichever gets there first.
+    Between two changes of its schedule a run has a constant pace. Its progress is the larger of two shares, that of
+    steps done and that of seconds used, so the first of the two to reach a stretch's end is where the stretch ends.
     """
     recipe, budget = config.train, training_budget(config)
     seconds = steps = tokens = 0.0
@@ -148,7 +147,7 @@ def _train(config: RunConfig, hardware: Hardware, *, ranks: int, factor: float) 
 
 
 def stretches(recipe: TrainConfig, *, ranks: int) -> list[tuple[float, float, StepPlan]]:
-    """(begin, end, plan) of the parts of a run whose steps all do the same work, as fractions of it."""
+    """Return (begin, end, plan) of the parts of a run whose steps all do the same work; times are fractions of it."""
     changes = {recipe.loop_at, recipe.qat_start, *(at for at, _ in recipe.batch_schedule + recipe.seq_len_schedule)}
     times = sorted({0.0, *(at for at in changes if at < 1)})
     return [
@@ -158,7 +157,7 @@ def stretches(recipe: TrainConfig, *, ranks: int) -> list[tuple[float, float, St
 
 
 def step_work(config: RunConfig, plan: StepPlan, *, ranks: int = 1) -> Work:
-    """One training step on one of `ranks`."""
+    """Return the work of one training step on one of `ranks`."""
     model, recipe = config.model, config.train
     tokens = plan.num_sequences * plan.seq_len
     passes = -(-plan.num_sequences // max(1, recipe.micro_batch_tokens // plan.seq_len))
@@ -177,7 +176,7 @@ def step_work(config: RunConfig, plan: StepPlan, *, ranks: int = 1) -> Work:
 
 
 def eval_work(config: RunConfig, tokens: int, *, ranks: int = 1) -> Work:
-    """Scoring `tokens` once, on one of `ranks`; loops are on."""
+    """Return the work of scoring `tokens` once, on one of `ranks`; loops are on."""
     model, seq_len = config.model, config.eval.seq_len
     blocks, own = _order(model, looping=True), tokens / ranks
     attention = ATTENTION_FLOPS * own * len(blocks) * model.model_dim * _context(model, seq_len)
@@ -191,7 +190,7 @@ def eval_work(config: RunConfig, tokens: int, *, ranks: int = 1) -> Work:
 
 
 def peak_memory(config: RunConfig, hardware: Hardware, *, ranks: int = 1) -> float:
-    """Bytes that one rank holds at the worst moment of training: weights, optimizer, activations of one micro batch."""
+    """Return the largest number of bytes that one rank holds in training: weights, optimizer, one micro batch."""
     model, recipe = config.model, config.train
     muon, other = _num_weights(model)
     element = _element_bytes(recipe)
@@ -212,12 +211,12 @@ def peak_memory(config: RunConfig, hardware: Hardware, *, ranks: int = 1) -> flo
 
 
 def fit_hardware(start: Hardware, samples: Sequence[tuple[Work, float]], *, trust: float = 0.02) -> Hardware:
-    """The machine whose rates explain measured steps best, by relative squared error.
+    """Return the machine whose rates fit measured steps best, by relative squared error.
 
     Args:
         start: a guess of the right order; its links and constants are kept.
         samples: (work, seconds) pairs.
-        trust: weight of staying at `start`: a rate that the samples do not determine keeps its guess.
+        trust: weight of `start` in the fit, so that a rate which the samples do not determine keeps its guess.
     """
     guess = start.rates
     links = [w.seconds(start) - sum(c * r for c, r in zip(w.counts, guess, strict=True)) for w, _ in samples]
@@ -240,7 +239,7 @@ def fit_hardware(start: Hardware, samples: Sequence[tuple[Work, float]], *, trus
 
 
 def leave_one_out(start: Hardware, samples: Sequence[tuple[Work, float]], *, trust: float = 0.02) -> list[float]:
-    """Forecast over measured seconds of every sample, by the machine fitted to all others."""
+    """Return forecast / measured seconds of each sample, by the machine fitted to all other samples."""
     return [
         work.seconds(fit_hardware(start, [*samples[:i], *samples[i + 1 :]], trust=trust)) / seconds
         for i, (work, seconds) in enumerate(samples)
@@ -248,12 +247,12 @@ def leave_one_out(start: Hardware, samples: Sequence[tuple[Work, float]], *, tru
 
 
 def _order(model: ModelConfig, *, looping: bool) -> tuple[int, ...]:
-    """Physical blocks in the order they run."""
+    """Return the physical blocks in the order they run."""
     return model.virtual_layers if looping else tuple(range(model.num_layers))
 
 
 def _products(model: ModelConfig, blocks: Sequence[int]) -> float:
-    """Weights that a token is multiplied by, forward."""
+    """Return the number of weights that a token is multiplied by in a forward pass."""
     width = model.embed_rank or model.model_dim
     total = float(model.vocab_size * width)  # the head
     for name, info in param_shapes(model).items():
@@ -263,19 +262,19 @@ def _products(model: ModelConfig, blocks: Sequence[int]) -> float:
 
 
 def _num_weights(model: ModelConfig) -> tuple[int, int]:
-    """(Muon's, AdamW's)."""
+    """Return the numbers of weights under Muon and under AdamW."""
     sizes = [(info.role in ("attn", "mlp"), info.size) for info in param_shapes(model).values()]
     return sum(size for muon, size in sizes if muon), sum(size for muon, size in sizes if not muon)
 
 
 def _newton_schulz(model: ModelConfig) -> float:
-    """FLOPs of one iteration over all matrices: two products with the long side, one of the Gram matrix."""
+    """Return the FLOPs of one iteration over all matrices: two products with the long side, one of the Gram matrix."""
     matrices = [sorted(info.shape) for info in param_shapes(model).values() if info.role in ("attn", "mlp")]
     return float(sum(4 * short**2 * long + 2 * short**3 for short, long in matrices))
 
 
 def _banks(model: ModelConfig) -> dict[int, int]:
-    """Size of a matrix -> how many Muon updates together."""
+    """Return size of a matrix -> number of such matrices, which Muon updates together."""
     found: dict[tuple[int, ...], int] = {}
     for info in param_shapes(model).values():
         if info.role in ("attn", "mlp"):
@@ -284,12 +283,12 @@ def _banks(model: ModelConfig) -> dict[int, int]:
 
 
 def _element_bytes(recipe: TrainConfig) -> int:
-    """Bytes of an activation."""
+    """Return the bytes of an activation."""
     return 2 if recipe.precision == "bfloat16" else 4
 
 
 def _token_bytes(model: ModelConfig, blocks: Sequence[int], element: int) -> float:
-    """Bytes moved per token, forward and backward."""
+    """Return the bytes moved per token, forward and backward."""
     passes = 0.0
     for layer in blocks:
         passes += WIDTH_PASSES
@@ -300,12 +299,12 @@ def _token_bytes(model: ModelConfig, blocks: Sequence[int], element: int) -> flo
 
 
 def _context(model: ModelConfig, seq_len: int) -> float:
-    """Positions before a token that count for attention's work: with documents the shorter of both, smoothly."""
+    """Return the positions before a token that count for attention's work; fewer where documents end in between."""
     return seq_len * DOCUMENT_TOKENS / (seq_len + DOCUMENT_TOKENS) if model.document_attention else float(seq_len)
 
 
 def _validation_tokens(model: ModelConfig) -> int:
-    """Of the challenge's split under a tokenizer of this size, between the known ones by the logarithm."""
+    """Return the tokens of the challenge's validation split; vocabularies between the known ones are interpolated."""
     sizes = sorted(BYTES_PER_TOKEN)
     nearest = min(max(model.vocab_size, sizes[0]), sizes[-1])
     low = max(s for s in sizes if s <= nearest)

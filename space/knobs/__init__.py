@@ -1,1 +1,1 @@
-"""What can be asked: groups of knobs and the configuration fields that each sets."""
+"""Groups of knobs, and the configuration fields that each group sets."""

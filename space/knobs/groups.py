@@ -1,7 +1,7 @@
-"""Groups of knobs: what is asked together, and which fields of a RunConfig the answers set.
+"""Groups of knobs that are asked together, and the fields of a RunConfig that their answers set.
 
-A space is a list of groups around a fixed configuration. A group answers with dotted fields ("model.num_layers"), and
-`with_fields` sets them all at once, so that checks across fields see the finished configuration only.
+A space is a list of groups around a fixed configuration. A group returns dotted fields such as "model.num_layers".
+`with_fields` sets all of them at once, so that checks across fields see the finished configuration only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Fields = Mapping[str, object]  # "section.field" -> value
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnobGroup:
-    """Knobs that belong together. Every combination they allow must give valid fields."""
+    """Knobs that belong together. Every combination that they allow must give valid fields."""
 
     params: tuple[Param, ...]  # in the order they are asked
     baseline: Values  # the answers of the challenge's 2026-03-17 baseline: the control's
@@ -28,7 +28,7 @@ class KnobGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scale:
-    """What differs between the challenge's spaces and small ones: sizes, ranges that move with them, fixed fields."""
+    """The differences between the challenge's spaces and small ones: sizes, ranges that follow them, fixed fields."""
 
     head_dim: int
     mlp_granule: int  # MLP hidden channels are a multiple of it; divides every model_dim
@@ -46,11 +46,11 @@ class Scale:
     seq_lens: tuple[int, ...]  # the first is used when there is no choice
     bigram_buckets: tuple[int, ...]  # the first is 0: none
     table_dims: tuple[int, ...]  # channels of value and bigram embeddings
-    calibration_tokens: int  # what GPTQ looks at
+    calibration_tokens: int  # training tokens that GPTQ measures inputs on
     quantizer: str  # of solved trials; trellis8 takes twice the seconds of trellis4 and saves .01 bits per weight
     num_layers_baseline: int
     model_dim_baseline: int
-    fixed: RunConfig  # everything that is not searched
+    fixed: RunConfig  # values of all fields that are not searched
     rates_at_baseline_width: bool = True  # learning-rate knobs are rates at model_dim_baseline (space/transfer.py)
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Scale:
 
 
 def with_fields(config: RunConfig, fields: Fields) -> RunConfig:
-    """`config` with dotted fields replaced, all those of a section in one step."""
+    """Return `config` with dotted fields replaced, all those of a section in one step."""
     for section in ("model", "train", "quant", "eval"):
         own = {name.partition(".")[2]: value for name, value in fields.items() if name.startswith(section + ".")}
         if own:
@@ -69,16 +69,16 @@ def with_fields(config: RunConfig, fields: Fields) -> RunConfig:
 
 
 def number(values: Values, name: str) -> float:
-    """An answer as a float."""
+    """Return an answer as a float."""
     return float(values[name])
 
 
 def whole(values: Values, name: str) -> int:
-    """An answer as an int."""
+    """Return an answer as an int."""
     return int(values[name])
 
 
 def nearest_divisor(number: int, target: float) -> int:
-    """The divisor of `number` nearest to `target` in ratio; the larger of two equally near."""
+    """Return the divisor of `number` nearest to `target` in ratio; the larger of two equally near."""
     divisors = [d for d in range(number, 0, -1) if number % d == 0]
     return min(divisors, key=lambda d: abs(math.log(d / target)))

@@ -10,10 +10,11 @@ from pgolf_model.config import QuantConfig, RunConfig
 from space.knobs.groups import Fields, KnobGroup, Scale, Values, number, whole
 from space.params import ChoiceParam, FloatParam, IntParam, Param, Scalar, When
 
-# Clip, in row standard deviations, that goes with a bitwidth. The step is clip / (2**(bits - 1) - 1) and after entropy
-# coding only the step costs bytes, so bits and clip are one knob; this table makes every bit worth having. 6, 7 and 8
-# are what records use. Below, the records' 12.85 would leave a step of 1.8 deviations at 4 bits (nearly all zeros), so
-# the clip shrinks with the levels. For a standard normal weight, from exact integrals:
+# The clip, in row standard deviations, of each bitwidth. The step is clip / (2**(bits - 1) - 1), and after entropy
+# coding only the step costs bytes. So bits and clip are one knob, and with this table every bit buys a smaller step.
+# The clips of 6, 7 and 8 bits are the records'. At 4 bits the records' 12.85 would leave a step of 1.8 deviations,
+# which rounds nearly all weights to zero, so below 6 bits the clip falls with the levels. For a standard normal
+# weight, from exact integrals:
 #
 #     bits             2      3      4      5      6      7      8
 #     clip             1.5    3      5      8      12.85  15     20
@@ -26,9 +27,10 @@ from space.params import ChoiceParam, FloatParam, IntParam, Param, Scalar, When
 CLIP_SIGMAS: dict[int, float] = {2: 1.5, 3: 3.0, 4: 5.0, 5: 8.0, 6: 12.85, 7: 15.0, 8: 20.0}
 
 
-QUANTIZATION = "quantization"  # the knob that decides who chooses the bytes
+QUANTIZATION = "quantization"  # the knob that decides whether the solver or other knobs choose the bitwidths
 SOLVED = "solved"
-# What the solver works with. At equal divergence from the trained model, with 2.7 bits per weight, 8 states and planned
+EXPLICIT = When(parent=QUANTIZATION, values=("explicit",))
+# Settings of solved trials. At equal divergence from the trained model and 2.7 bits per weight, 8 states and planned
 # columns needed 0.58 bits per weight less than GPTQ with uniform steps (a 6 x 256 model, one run).
 SOLVER = QuantConfig(
     embed_bits=8,
@@ -41,17 +43,15 @@ SOLVER = QuantConfig(
 
 
 def at_cap(config: RunConfig, values: Mapping[str, Scalar], cap_bytes: int) -> RunConfig:
-    """`config`, filling `cap_bytes` of code and model if its knobs leave the bytes to the solver."""
+    """Return `config` with `cap_bytes` of code and model as its target, if its knobs leave the bytes to the solver."""
     if values.get(QUANTIZATION) != SOLVED:
         return config
     return replace(config, quant=replace(config.quant, target_bytes=cap_bytes))
 
 
 def bit_knobs(scale: Scale) -> KnobGroup:
-    """Who chooses the bytes; bits of the embedding, and of attention and MLP matrices in either half of the depth."""
-    bits = scale.matrix_bits
-    explicit = When(parent=QUANTIZATION, values=("explicit",))
-    params: list[Param] = [
+    """Solver or given bits; then bits of the embedding, and of attention and MLP matrices in each half of the depth."""
+    params: tuple[Param, ...] = (
         ChoiceParam(
             name=QUANTIZATION,
             options=(SOLVED, "explicit"),
@@ -63,32 +63,19 @@ def bit_knobs(scale: Scale) -> KnobGroup:
             low=5,
             high=8,
             tag="scale_free",
-            when=explicit,
+            when=EXPLICIT,
             doc="tied embedding; 8 to 7 cost nothing in records, 6 cost +.048 bpb without GPTQ",
         ),
-    ]
-    params += [
-        IntParam(
-            name=f"{role}_bits_{depth}",
-            low=bits[0],
-            high=bits[1],
-            tag="scale_free",
-            when=explicit,
-            doc=f"{what} of the {'first' if depth == 'early' else 'second'} half of the blocks; see CLIP_SIGMAS",
-        )
-        for role, what in (("attn", "attention matrices"), ("mlp", "MLP matrices"))
-        for depth in ("early", "late")
-    ]
-    params.append(
+        *_bits_of_blocks(scale),
         FloatParam(
             name="clip_scale",
             low=0.8,
             high=1.25,
             log=True,
             tag="scale_free",
-            when=explicit,
+            when=EXPLICIT,
             doc="multiplies every matrix clip: the bytes between one bitwidth and the next",
-        )
+        ),
     )
 
     def fields(values: Values) -> Fields:
@@ -116,4 +103,21 @@ def bit_knobs(scale: Scale) -> KnobGroup:
         "mlp_bits_late": 6,
         "clip_scale": 1.0,
     }
-    return KnobGroup(params=tuple(params), baseline=baseline, fields=fields)
+    return KnobGroup(params=params, baseline=baseline, fields=fields)
+
+
+def _bits_of_blocks(scale: Scale) -> tuple[IntParam, ...]:
+    """Return knobs for the bits of attention and MLP matrices, in the first and in the second half of the blocks."""
+    low, high = scale.matrix_bits
+    return tuple(
+        IntParam(
+            name=f"{role}_bits_{depth}",
+            low=low,
+            high=high,
+            tag="scale_free",
+            when=EXPLICIT,
+            doc=f"{what} of the {'first' if depth == 'early' else 'second'} half of the blocks; see CLIP_SIGMAS",
+        )
+        for role, what in (("attn", "attention matrices"), ("mlp", "MLP matrices"))
+        for depth in ("early", "late")
+    )

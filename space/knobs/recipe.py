@@ -29,7 +29,7 @@ def sequence_knobs(scale: Scale) -> KnobGroup:
 
 
 def rate_knobs(scale: Scale) -> KnobGroup:
-    """Learning rates, momentum, decay, schedule, average: what every record tuned."""
+    """Learning rates and momentum."""
     params = (
         FloatParam(
             name="matrix_lr",
@@ -63,6 +63,28 @@ def rate_knobs(scale: Scale) -> KnobGroup:
             tag="step_dependent",
             doc="1 - Muon momentum; the optimum moved .05, .01, .03 as steps and rates changed",
         ),
+    )
+
+    def fields(values: Values) -> Fields:
+        return {
+            "train.matrix_lr": number(values, "matrix_lr"),
+            "train.embed_lr": number(values, "embed_lr"),
+            "train.scalar_lr": number(values, "scalar_lr"),
+            "train.muon_momentum": 1.0 - number(values, "momentum_gap"),
+        }
+
+    baseline: dict[str, Scalar] = {
+        "matrix_lr": 0.04,
+        "embed_lr": 0.05,
+        "scalar_lr": 0.04,
+        "momentum_gap": 0.05,
+    }
+    return KnobGroup(params=params, baseline=baseline, fields=fields)
+
+
+def decay_knobs() -> KnobGroup:
+    """Whether weights decay, and how fast."""
+    params = (
         ChoiceParam(
             name="decay",
             options=(False, True),
@@ -78,6 +100,21 @@ def rate_knobs(scale: Scale) -> KnobGroup:
             when=When(parent="decay", values=(True,)),
             doc="matrices and embedding alike (records keep them within 10 %); .04 to .095",
         ),
+    )
+
+    def fields(values: Values) -> Fields:
+        weight_decay = float(values.get("weight_decay", 0.0))
+        return {
+            "train.matrix_weight_decay": weight_decay,
+            "train.embed_weight_decay": weight_decay,
+        }
+
+    return KnobGroup(params=params, baseline={"decay": False}, fields=fields)
+
+
+def schedule_knobs(scale: Scale) -> KnobGroup:
+    """When rates fall, how large a gradient may be, and whether an average of the weights ships."""
+    params = (
         FloatParam(
             name="warmdown_fraction",
             low=0.05,
@@ -95,7 +132,7 @@ def rate_knobs(scale: Scale) -> KnobGroup:
             name="ema",
             options=(False, True),
             tag="step_dependent",
-            doc="whether the moving average of the weights is what ships",
+            doc="whether the moving average of the weights ships",
         ),
         FloatParam(
             name="ema_gap",
@@ -109,25 +146,13 @@ def rate_knobs(scale: Scale) -> KnobGroup:
     )
 
     def fields(values: Values) -> Fields:
-        weight_decay = float(values.get("weight_decay", 0.0))
         return {
-            "train.matrix_lr": number(values, "matrix_lr"),
-            "train.embed_lr": number(values, "embed_lr"),
-            "train.scalar_lr": number(values, "scalar_lr"),
-            "train.matrix_weight_decay": weight_decay,
-            "train.embed_weight_decay": weight_decay,
-            "train.muon_momentum": 1.0 - number(values, "momentum_gap"),
             "train.grad_clip": number(values, "grad_clip"),
             "train.warmdown_fraction": number(values, "warmdown_fraction"),
             "train.ema_decay": 1.0 - number(values, "ema_gap") if values["ema"] else 0.0,
         }
 
     baseline: dict[str, Scalar] = {
-        "matrix_lr": 0.04,
-        "embed_lr": 0.05,
-        "scalar_lr": 0.04,
-        "momentum_gap": 0.05,
-        "decay": False,
         "warmdown_fraction": 0.09,
         "grad_clip": 0.0,
         "ema": False,
@@ -135,8 +160,8 @@ def rate_knobs(scale: Scale) -> KnobGroup:
     return KnobGroup(params=params, baseline=baseline, fields=fields)
 
 
-def optimizer_knobs() -> KnobGroup:
-    """Which Muon, which Adam, how decay and rates end."""
+def muon_knobs() -> KnobGroup:
+    """Which Muon: row norms, polynomial, iterations, how momentum begins."""
     params = (
         ChoiceParam(
             name="muon_normalize_rows",
@@ -165,6 +190,28 @@ def optimizer_knobs() -> KnobGroup:
             tag="step_dependent",
             doc="fraction of the run in which momentum rises; 500 to 1,500 of 5,000 to 14,000 steps",
         ),
+    )
+
+    def fields(values: Values) -> Fields:
+        return {
+            "train.muon_normalize_rows": values["muon_normalize_rows"],
+            "train.muon_polynomial": values["muon_polynomial"],
+            "train.muon_iterations": whole(values, "muon_iterations"),
+            "train.muon_momentum_warmup": number(values, "momentum_warmup"),
+        }
+
+    baseline: dict[str, Scalar] = {
+        "muon_normalize_rows": False,
+        "muon_polynomial": "quintic",
+        "muon_iterations": 5,
+        "momentum_warmup": 0.04,
+    }
+    return KnobGroup(params=params, baseline=baseline, fields=fields)
+
+
+def ending_knobs() -> KnobGroup:
+    """AdamW's memory, and how a run ends: the last rate, an average of the last weights, the last decay."""
+    params = (
         FloatParam(
             name="beta2_gap",
             low=0.005,
@@ -200,10 +247,6 @@ def optimizer_knobs() -> KnobGroup:
 
     def fields(values: Values) -> Fields:
         return {
-            "train.muon_normalize_rows": values["muon_normalize_rows"],
-            "train.muon_polynomial": values["muon_polynomial"],
-            "train.muon_iterations": whole(values, "muon_iterations"),
-            "train.muon_momentum_warmup": number(values, "momentum_warmup"),
             "train.adam_beta2": 1.0 - number(values, "beta2_gap"),
             "train.min_lr_fraction": float(values.get("min_lr", 0.0)),
             "train.swa_start": 0.3 if values.get("swa") else 0.0,
@@ -212,10 +255,6 @@ def optimizer_knobs() -> KnobGroup:
         }
 
     baseline: dict[str, Scalar] = {
-        "muon_normalize_rows": False,
-        "muon_polynomial": "quintic",
-        "muon_iterations": 5,
-        "momentum_warmup": 0.04,
         "beta2_gap": 0.05,
         "swa": False,
     }

@@ -16,7 +16,7 @@ from pgolf_model.data.batches import TrainingWindows, byte_table, check_token_ra
 from pgolf_model.data.bytecount import load_tokenizer
 from pgolf_model.data.shards import SHARD_HEADER_BYTES, read_shard, shard_paths
 from pgolf_model.data.windows import window_starts
-from search.corpus.shards import ShardWriter
+from search.corpus.shard_writer import ShardWriter
 from search.corpus.tokenizer import train_tokenizer
 
 

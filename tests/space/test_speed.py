@@ -64,7 +64,7 @@ def changed(config: RunConfig, model: dict[str, object] | None = None, **train: 
 
 
 def records() -> list[Record]:
-    """The rows of the atlas (F) that our configurations can say; none of them split its batch."""
+    """The records' rows that our configurations can express; none of them split its batch."""
     base, large = RunConfig(), changed(preset("vocab4096_2026_04_01"), micro_batch_tokens=98_304)
     small = changed(
         large,

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from scipy import stats
 from simulated import SPACE, STUDY
 
-from search.brain.ablation import ablation, describe_effects, effects, parse_knobs
+from search.brain.ablation import ablation, effect_cells, effects, parse_knobs
 from search.commands.ablate import ablate
 from search.ladder.race import SEEDS
 from search.simulation.bare_space import bare_space
@@ -44,7 +44,7 @@ def test_effects_are_paired_differences_with_a_paired_t_test() -> None:
     mine, theirs = ([run.val_bpb for run in r.result.runs] for r in (one, control))
     assert found["x=0.7"].p == pytest.approx(stats.ttest_rel(mine, theirs).pvalue)
     assert next(r for r in trace.records if r.spec.label == "kind=b").spec.params["y"] == 1.0, "the middle"
-    assert "x=0.7" in describe_effects(tuple(found.values()))
+    assert "x=0.7" in [row[0] for row in effect_cells(tuple(found.values()))]
 
 
 def test_what_is_forecast_over_the_cap_is_shown_and_replaced_by_nothing() -> None:
@@ -55,7 +55,7 @@ def test_what_is_forecast_over_the_cap_is_shown_and_replaced_by_nothing() -> Non
     assert len(trace.records) == 3
     found = {e.change: e for e in effects(small, trace.records)}
     assert found["depth=12"].status == "infeasible"
-    assert "infeasible" in describe_effects(tuple(found.values()))
+    assert ["depth=12", "infeasible", *"----"] in effect_cells(tuple(found.values()))
 
 
 @pytest.mark.parametrize(

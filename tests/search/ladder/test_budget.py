@@ -12,7 +12,7 @@ from ladders import record
 from pgolf_model.config import RunConfig
 from search.ladder.budget import GRACE_SECONDS, account, describe_account, out_of_reach, worst_seconds
 from search.ladder.promote import Ask, Done, Promote, Replicate, Wait, decide
-from search.preflight.plan import describe, plan
+from search.preflight.cost import cost_notes, cost_of
 from search.study.config import Limits, StudyConfig
 from search.study.ledger import TrialRecord
 from trials.rungs import Rung
@@ -142,6 +142,6 @@ def test_a_rung_that_the_budget_can_never_reach_is_named_before_anything_is_spen
     (said,) = out_of_reach(make_study(Limits(gpu_hours=costs - 0.01, reserve=0.0)))
     assert f"rung '{RUNGS[2].name}'" in said
     assert f"({costs:.2f} GPU-hours)" in said
-    assert said in describe(plan(make_study(Limits(gpu_hours=costs - 0.01, reserve=0.0))))
+    assert f"warning: {said}" in cost_notes(cost_of(make_study(Limits(gpu_hours=costs - 0.01, reserve=0.0))))
     assert len(out_of_reach(make_study(Limits(wall_seconds=1.0)))) == len(RUNGS)
     assert out_of_reach(make_study(Limits())) == ()

@@ -14,7 +14,7 @@ from pgolf_model.config import RunConfig
 from search.ladder.budget import GRACE_SECONDS, account
 from search.ladder.promote import Ask, Done, Promote, Wait, best_places, decide, promotable, ranking
 from search.ladder.race import SEEDS
-from search.preflight.plan import describe, plan
+from search.preflight.cost import cost_cells, cost_notes, cost_of
 from search.simulation.engine import simulate
 from search.study.config import Limits, StudyConfig
 from search.study.ledger import CONTROL, TrialRecord
@@ -228,14 +228,16 @@ def test_the_plan_counts_every_seed_to_its_timeout() -> None:
         Rung(name="full", keep=0.25, seconds=600, gpus=8, processes=8, seeds=(1, 2), timeout_seconds=1800),
     )
     study = StudyConfig(name="s", space="tiny", data=("d",), rungs=rungs, dollars_per_gpu_hour=2.0)
-    planned = plan(study)
-    assert [r.runs for r in planned.rungs] == [8, 6]  # two promoted and the control, two seeds each
-    assert [r.most_trials for r in planned.rungs] == [8, 5]  # two promoted early and both overtaken, and the control
-    assert planned.rungs[1].worst_gpu_hours == pytest.approx(5 * (2 + 1) * 8 * 1805 / 3600)
-    assert planned.worst_dollars == pytest.approx(2 * (8 * 2 * 2405 + 5 * 3 * 8 * 1805) / 3600)
-    assert plan(replace(study, budget=Limits(gpu_hours=30))).worst_gpu_hours == 30
-    assert "full" in describe(planned)
-    assert "; the budget allows 30.0, $60.00" in describe(plan(replace(study, budget=Limits(gpu_hours=30))))
+    cost = cost_of(study)
+    assert [r.runs for r in cost.rungs] == [8, 6]  # two promoted and the control, two seeds each
+    assert [r.most_trials for r in cost.rungs] == [8, 5]  # two promoted early and both overtaken, and the control
+    assert cost.rungs[1].worst_gpu_hours == pytest.approx(5 * (2 + 1) * 8 * 1805 / 3600)
+    assert cost.worst_dollars == pytest.approx(2 * (8 * 2 * 2405 + 5 * 3 * 8 * 1805) / 3600)
+    assert cost_of(replace(study, budget=Limits(gpu_hours=30))).worst_gpu_hours == 30
+    assert [row[0] for row in cost_cells(cost)] == ["rung", "proxy", "full"]
+    assert cost_notes(cost_of(replace(study, budget=Limits(gpu_hours=30))))[0].endswith(
+        "; the budget allows 30.0, $60.00"
+    )
 
 
 @settings(max_examples=25)
@@ -279,10 +281,10 @@ def test_no_study_costs_more_than_its_dry_run_says(
         }
 
     trace = simulate(study, evaluate, KNOBS.params, seed=seed)
-    planned = plan(trace.study)
-    assert trace.gpu_seconds / 3600 <= planned.worst_gpu_hours + 1e-9
+    cost = cost_of(trace.study)
+    assert trace.gpu_seconds / 3600 <= cost.worst_gpu_hours + 1e-9
     assert account(trace.study, trace.records).spent_gpu_hours == pytest.approx(trace.gpu_seconds / 3600)
-    for rung in planned.rungs:
+    for rung in cost.rungs:
         mine = [r for r in trace.records if r.spec.rung == rung.name]
         assert len(mine) <= rung.most_trials
         assert account(trace.study, mine).spent_gpu_hours <= rung.worst_gpu_hours + 1e-9
@@ -296,4 +298,4 @@ def test_a_study_of_nothing_but_timeouts_costs_what_its_dry_run_says() -> None:
     trace = simulate(study, lambda params, *, rung, fidelity, seed: late, KNOBS.params)
     (rung,) = study.rungs
     share = rung.timeout / (rung.timeout + GRACE_SECONDS)
-    assert trace.gpu_seconds / 3600 == pytest.approx(plan(study).worst_gpu_hours * share)
+    assert trace.gpu_seconds / 3600 == pytest.approx(cost_of(study).worst_gpu_hours * share)

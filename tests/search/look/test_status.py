@@ -165,6 +165,8 @@ def test_the_noise_floor_and_the_budget_are_shown(tmp_path: Path) -> None:
     assert [(n.rung, n.degrees_of_freedom) for n in found.noise] == [("proxy", 1)]
     assert found.noise[0].sd == pytest.approx(0.002 / 2**0.5)
     assert found.budget.startswith("spent 0.18 GPU-hours ($0.46)")
+    assert found.gpu_hours_limit is None
+    assert ask(replace(study, budget=Limits(gpu_hours=4.0, dollars=5.0))).gpu_hours_limit == 2.0
     assert found.proxies[0].num_pairs == 0
     json.dumps(to_plain(found), allow_nan=False)
 

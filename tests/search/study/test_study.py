@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
-from search.study.config import BUILTIN_STUDIES, Caps, StudyConfig, load_study
-from search.study.freeze import differences
+from search.study.config import BUILTIN_STUDIES, Caps, Limits, StartPoint, StudyConfig, load_study
+from search.study.freeze import differences, freeze
 from space.plain import from_plain, to_plain
 from trials.rungs import Rung
+from trials.settings import free, is_free
 
 TEXT = """
 name = "mine"
@@ -67,10 +70,68 @@ def test_a_study_that_is_not_there_is_answered_with_what_is() -> None:
         load_study("dmeo")
 
 
+RUNG = Rung(name="proxy", trials=4, steps=10)
+ONE = StudyConfig(name="s", space="tiny", data=("d",), rungs=(RUNG,))
+
+
 def test_what_may_change_between_launches() -> None:
-    rung = Rung(name="proxy", trials=4, steps=10)
-    one = StudyConfig(name="s", space="tiny", data=("d",), rungs=(rung,))
-    more = StudyConfig(name="s", space="tiny", data=("d",), rungs=(Rung(name="proxy", trials=9, steps=10),), cpus=4)
-    other = StudyConfig(name="s", space="tiny", data=("d",), rungs=(rung,), caps=Caps(artifact_bytes=5))
-    assert differences(to_plain(one), to_plain(more)) == []
-    assert differences(to_plain(one), to_plain(other)) == ["caps.artifact_bytes 16000000 -> 5"]
+    """How much is run and on what may change; caps may not."""
+    more = replace(ONE, rungs=(replace(RUNG, trials=9),), cpus=4)
+    assert differences(ONE, more) == []
+    assert differences(ONE, replace(ONE, caps=Caps(artifact_bytes=5))) == ["caps.artifact_bytes 16000000 -> 5"]
+
+
+def test_the_settings_that_are_free_to_change_are_these() -> None:
+    """Spelled out once more, so that nobody frees a setting by accident: its change would mix two studies in one."""
+    found = {cls.__name__: {f.name for f in fields(cls) if is_free(f)} for cls in (StudyConfig, Caps, Limits, Rung)}
+    study = {"engine", "folder", "max_infeasible", "anomaly_ratio", "cpus", "gpus", "dollars_per_gpu_hour"}
+    limits = {"gpu_hours", "dollars", "wall_seconds", "trials", "reserve"}
+    rung = {"trials", "keep", "keep_min", "keep_max", "min_promote", "race_from", "cpus", "gpus", "timeout_seconds"}
+    assert found == {"StudyConfig": study, "Caps": set(), "Limits": limits, "Rung": rung}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seed": 3}, "seed 0 -> 3"),
+        ({"data": ("e",)}, "data[0] 'd' -> 'e'"),
+        ({"data": ("d", "e")}, "data ['d'] -> ['d', 'e']"),
+        ({"rungs": (replace(RUNG, steps=20),)}, "rungs[0].steps 10 -> 20"),
+        (
+            {"points": (StartPoint(label="a", params={"gpus": 1}),)},
+            "points [] -> [{'label': 'a', 'params': {'gpus': 1}}]",
+        ),
+    ],
+)
+def test_a_frozen_setting_is_named_with_both_values(change: dict[str, object], line: str) -> None:
+    """Inside tables and lists too."""
+    assert differences(ONE, replace(ONE, **change)) == [line]  # type: ignore[arg-type]
+
+
+def test_a_new_field_is_frozen_until_it_says_otherwise() -> None:
+    """Whoever adds a setting and forgets about launches gets the safe answer; the name of a field says nothing."""
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Inner:
+        cpus: float = 1.0  # the name of a free field of a study
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Noun:
+        new: int = 0
+        loose: int = free(0)
+        inner: Inner = field(default_factory=Inner)
+
+    assert differences(Noun(), Noun(new=1)) == ["new 0 -> 1"]
+    assert differences(Noun(), Noun(loose=1)) == []
+    assert differences(Noun(), Noun(inner=Inner(cpus=2.0))) == ["inner.cpus 1.0 -> 2.0"]
+
+
+def test_a_launch_with_other_settings_is_refused_and_one_with_more_trials_is_kept(tmp_path: Path) -> None:
+    """The refusal names the setting; the folder holds the settings of the last launch."""
+    study = replace(ONE, folder=str(tmp_path))
+    freeze(study)
+    with refused(r"launched with other settings: seed 0 -> 1$", hint="another name or folder"):
+        freeze(replace(study, seed=1))
+    more = replace(study, rungs=(replace(RUNG, trials=9),))
+    freeze(more)
+    assert load_study(str(tmp_path)) == more

@@ -17,7 +17,7 @@ from search.commands.evaluate import evaluate as evaluate_command
 from search.commands.verify import verify as verify_command
 from search.study.ledger import best_record, read_records
 from search.submission.export import export
-from search.submission.verify import VerifyReport, verify
+from search.submission.verify import VerifyReport, named_packages, verify
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -92,6 +92,12 @@ def test_a_script_that_needs_our_package_is_found(folder: Path) -> None:
         script.replace(b"CONFIG=", b"CONFIG=__import__;import pgolf_model;CONFIG=", 1)
     )
     assert any("imports pgolf_model, which requirements.txt does not name" in p for p in verify(folder).problems)
+
+
+def test_requirements_are_read_as_pip_reads_them() -> None:
+    """Versions, extras, markers and addresses do not hide a name; comments and options are none."""
+    text = "torch==2.13.0  # pinned\n# numpy\nray[tune]>=2\n-r more.txt\n\nzstandard ; python_version > '3'\n"
+    assert named_packages(text + "own @ https://example.org/own.whl\n") == {"torch", "ray", "zstandard", "own"}
 
 
 def test_an_edited_score_is_found(folder: Path) -> None:

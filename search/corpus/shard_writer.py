@@ -1,4 +1,4 @@
-"""Writing shards and scanning them; reading is `pgolf_model.data.shards`, because the submission reads too."""
+"""Write shards and scan them. Reading is in `pgolf_model.data.shards`, because submissions read shards too."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SCAN_TOKENS = 4_000_000  # tokens looked at together when a shard is scanned
 class ShardWriter:
     """Writes one split as shards `fineweb_{split}_{n:06d}.bin`; a document may continue in the next shard.
 
-    Tokens go straight to a temporary file, so memory does not grow with the shard; a finished shard is renamed
-    into place. Use it in a `with`: leaving it finishes the last shard, an exception drops it.
+    Tokens go to a temporary file at once, so that memory does not grow with the shard; a finished shard is renamed.
+    Use it in a `with` block: its end finishes the last shard, an exception drops that shard.
     """
 
     def __init__(self, directory: Path, split: Split, *, shard_tokens: int = SHARD_TOKENS) -> None:
@@ -39,7 +39,7 @@ class ShardWriter:
         self._tokens = 0
 
     def write(self, tokens: np.ndarray) -> None:
-        """Append tokens (any integer dtype, values below 65,536), starting new shards where one is full."""
+        """Append tokens (any integer dtype, values below 65,536); a full shard is followed by a new one."""
         with disk_errors(self._directory):
             while len(tokens):
                 if self._file is None:
@@ -67,6 +67,7 @@ class ShardWriter:
 
     @property
     def _temporary(self) -> Path:
+        """The unfinished shard's file."""
         return self._directory / f".{self._split}.{os.getpid()}.tmp"
 
     def _finish(self) -> None:
@@ -87,7 +88,7 @@ class ShardWriter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardScan:
-    """What a pass over one shard's tokens finds."""
+    """Counts of a pass over one shard's tokens."""
 
     num_docs: int  # BOS tokens
     scored_bytes: int
@@ -97,7 +98,7 @@ class ShardScan:
 
 
 def shard_info(path: Path, split: Split) -> ShardInfo:
-    """Size, token count and hash of a shard; UserError when it is damaged."""
+    """Return size, token count and hash of a shard; raise UserError if it is damaged."""
     return ShardInfo(
         name=path.name, split=split, tokens=len(read_shard(path)), bytes=path.stat().st_size, sha256=file_sha256(path)
     )
@@ -107,7 +108,7 @@ def scan_shard(path: Path, table: PieceBytes, *, bos_id: int, previous: int) -> 
     """Count documents and scored bytes of a shard; tokens outside the table count no bytes.
 
     Args:
-        previous: last token of the shard before, `bos_id` for the first: a space after it may be free.
+        previous: last token of the shard before, `bos_id` for the first; it decides whether a space after it counts.
     """
     tokens = read_shard(path)
     num_docs = scored = largest = 0
@@ -124,21 +125,21 @@ def scan_shard(path: Path, table: PieceBytes, *, bos_id: int, previous: int) -> 
 
 
 def stream_bytes(table: PieceBytes, tokens: np.ndarray) -> int:
-    """Scored bytes of tokens 1.. of a stream; token 0 only says whether the space after it counts."""
+    """Return the scored bytes of all tokens but the first, which only decides whether a space after it counts."""
     previous, target = tokens[:-1], tokens[1:]
     spaces = table.has_leading_space[target] & ~table.is_boundary[previous]
     return int(table.base_bytes[target].sum(dtype=np.int64)) + int(spaces.sum())
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Return the hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk into a ValueError that says which one."""
+    """Turn the OSError of a full disk into a UserError that names the disk."""
     try:
         yield
     except OSError as error:
