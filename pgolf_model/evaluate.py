@@ -76,19 +76,13 @@ def score(
     step = eval_config.batch_tokens // seq_len
     low_precision = (precision or ("bfloat16" if env.is_cuda else "float32")) == "bfloat16"
     kind = torch.device(env.device).type
-    nats = torch.zeros((), dtype=torch.float64, device=env.device)
-    num_bytes = 0
+    totals = torch.zeros(2, dtype=torch.float64, device=env.device)  # nats, and bytes: exact below 2**53
     with torch.inference_mode(), torch.autocast(kind, dtype=torch.bfloat16, enabled=low_precision):
         for window in range(first, last, step):
             if tell:
                 tell((window - first) / (last - first))
-            end = min(window + step, last)
-            span = tokens[window * seq_len : end * seq_len + 1].to(torch.int64)
-            previous, target = span[:-1], span[1:]
-            num_bytes += int(count_bytes(table, previous, target).sum())
-            ids_BT, targets_BT = (part.view(-1, seq_len).to(env.device) for part in (previous, target))
-            nats += model.token_losses(ids_BT, targets_BT).sum(dtype=torch.float64)
-        totals = torch.stack([nats, nats.new_tensor(num_bytes)])  # bytes are exact in float64 below 2**53
+            span = tokens[window * seq_len : min(window + step, last) * seq_len + 1].to(torch.int64)
+            totals += _nats_and_bytes(model, span, seq_len, table, env)
         total_nats, total_bytes = all_reduce_sum(totals, env).tolist()
     num_tokens = num_windows * seq_len
     if not math.isfinite(total_nats):
@@ -106,6 +100,15 @@ def score(
         bytes=int(total_bytes),
         seconds=time.perf_counter() - started,
     )
+
+
+def _nats_and_bytes(model: LossModel, span: Tensor, seq_len: int, table: ByteTable, env: DistEnv) -> Tensor:
+    """(2,) float64 on the device: summed losses of a span's targets, and the bytes that they stand for."""
+    previous, target = span[:-1], span[1:]
+    num_bytes = int(count_bytes(table, previous, target).sum())
+    ids_BT, targets_BT = (part.view(-1, seq_len).to(env.device) for part in (previous, target))
+    nats = model.token_losses(ids_BT, targets_BT).sum(dtype=torch.float64)
+    return torch.stack([nats, nats.new_tensor(num_bytes)])
 
 
 def load_model(unpacked: UnpackedModel) -> GPT:
