@@ -1,19 +1,19 @@
-"""The nouns of one run: what the model is, how it is trained, quantized and scored, and for how long.
+"""The configuration of one run: what the model is, how it is trained, quantized and scored, and for how long.
 
 Frozen dataclasses of plain values with `eval(repr(x)) == x`: the exported script bakes its config in by
-writing the repr. Standard library only, so sizing and `--help` never load torch.
+writing the repr. Standard library only, so that sizing and `--help` never load torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from math import inf
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
+from pgolf_model.checks import check_choices, check_fields, literal_options
 from pgolf_model.errors import UserError
 
-BITS_RANGE = (1, 8)  # every bitwidth below lies in it, ends included; 1 is binary, 2 ternary
+BITS_RANGE = (1, 8)  # fewest and most bits of a weight; 1 is binary, 2 is ternary
 
 
 def code_limit(bits: int) -> int:
@@ -21,18 +21,13 @@ def code_limit(bits: int) -> int:
     return max(1, (1 << (bits - 1)) - 1)
 
 
-@cache
-def literal_options(cls: type) -> dict[str, tuple[str, ...]]:
-    """What each field annotated `Literal[...]` may be."""
-    return {name: get_args(hint) for name, hint in get_type_hints(cls).items() if get_origin(hint) is Literal}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """The transformer: the challenge's 2026-03-17 baseline by default (17,059,912 parameters).
 
-    From `rope_dims` on every field is one element that records used, off by default; they combine freely, but for the
-    pairs refused below. The formulas stand where they are computed: attention.py, layers.py, blocks.py, embed.py.
+    From `rope_dims` on, every field is an element of a record (https://github.com/openai/parameter-golf); its default
+    is the baseline's choice. Elements combine freely, except for the pairs that `_check_pairs` refuses. Their formulas
+    are in attention.py, layers.py, blocks.py and embed.py.
     """
 
     vocab_size: int = 1024  # token ids, at most 65,536 (shards are uint16)
@@ -52,12 +47,12 @@ class ModelConfig:
     ln_scale: bool = False  # a block's norms times 1 / sqrt(physical layer + 1)
     activation: Literal["relu2", "leaky_relu2", "swiglu"] = "relu2"  # leaky slope 0.5; swiglu has a third matrix
     resid_mix: bool = True  # blocks begin by mixing the embedding into the stream
-    skips: Literal["plain", "gated", "none"] = "plain"  # how U-Net skips join; weights and gates per virtual slot
-    xsa_layers: int = 0  # last physical layers whose heads take their own value's direction out of their output
+    skips: Literal["plain", "gated", "none"] = "plain"  # how U-Net skips are added; each has its own weights and gates
+    xsa_layers: int = 0  # number of last layers that remove a token's own value direction from its output (XSA)
     out_norm: bool = False  # RMS norm before the output projections of attention and MLP (ternary records)
-    value_embed_dim: int = 0  # width of a token table that is added to the values ...
+    value_embed_dim: int = 0  # width of a token table that is added to the attention values ...
     value_embed_layers: tuple[int, ...] = ()  # ... of these physical layers
-    value_residual: bool = False  # blend in the first block's values; per physical layer, +.14 bpb with loops (records)
+    value_residual: bool = False  # blend in the first block's values; in a looped record it cost 0.14 bpb
     smear: Literal["none", "channel", "gated"] = "none"  # blend in the embedding of the token before
     bigram_buckets: int = 0  # rows of a table of hashed token pairs; 0 is off (records: 1,536 to 10,240)
     bigram_dim: int = 128  # its width
@@ -73,20 +68,15 @@ class ModelConfig:
     parallel: Literal["none", "single", "lanes", "routed"] = "none"  # attention and MLP side by side, in 1 or 2 streams
     parallel_start: int = 0  # first physical layer that does so
     iteration_embeddings: bool = False  # looped blocks add a learned vector to their input, one per virtual slot
-    num_experts: int = 0  # parts that the MLP of looped blocks (all, without a loop) is cut in; 0 is off
-    experts_per_token: int = 0  # of them, how many each token uses
-    document_attention: bool = False  # attention stays in its document
+    num_experts: int = 0  # parts of the MLP, in looped blocks or, without a loop, in all; 0 is off
+    experts_per_token: int = 0  # how many of these parts each token uses
+    document_attention: bool = False  # a token attends to its own document only
     bos_id: int = 1  # token that begins a document; -1 when none does
 
     def __post_init__(self) -> None:
-        for name, options in literal_options(ModelConfig).items():
-            if getattr(self, name) not in options:
-                raise UserError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
-        for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.vocab_size > 65_536:
-            raise UserError(f"vocab_size must be at most 65536 (shards are uint16), got {self.vocab_size}")
+        check_choices(self)
+        check_fields(self, "at least 1", lambda n: n >= 1, "vocab_size num_layers model_dim num_heads num_kv_heads")
+        check_fields(self, "at most 65536 (shards are uint16)", lambda n: n <= 65_536, "vocab_size")
         if self.model_dim % self.num_heads:
             step = 2 * self.num_heads  # rotary embeddings want an even head_dim
             low = self.model_dim // step * step
@@ -112,21 +102,19 @@ class ModelConfig:
                 "the looped range must satisfy 0 <= loop_start <= loop_end <= num_layers, got "
                 f"[{self.loop_start}, {self.loop_end}) and {self.num_layers} layers"
             )
-        if self.loop_repeats < 0:
-            raise UserError(f"loop_repeats must be at least 0, got {self.loop_repeats}")
+        check_fields(self, "at least 0", lambda n: n >= 0, "loop_repeats")
         if (self.loop_repeats > 0) != (self.loop_end > self.loop_start):
             raise UserError(
                 "loop_repeats and the looped range must be set together, got "
                 f"{self.loop_repeats} repeats of [{self.loop_start}, {self.loop_end})"
             )
-        for name in ("rope_base", "qk_gain_init", "logit_softcap", "embed_init_std", "gate_scale"):
-            if not 0 < getattr(self, name) < inf:
-                raise UserError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        names = "rope_base qk_gain_init logit_softcap embed_init_std gate_scale"
+        check_fields(self, "positive and finite", lambda x: 0 < x < inf, names)
         self._check_ranges()
         self._check_pairs()
 
     def _check_ranges(self) -> None:
-        """Fields with a range of their own."""
+        """Raise UserError for a field outside of its range."""
         uses_inputs = self.attn_gate == "sparse" or self.smear == "gated"
         for name, low, high in (
             ("rope_dims", 0, self.head_dim),
@@ -146,7 +134,7 @@ class ModelConfig:
                 raise UserError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
 
     def _check_pairs(self) -> None:
-        """Fields that constrain each other."""
+        """Raise UserError for fields that exclude each other."""
         if self.rope_dims % 2:
             raise UserError(
                 f"rope_dims must be even, got {self.rope_dims}", hint=f"0 turns all {self.head_dim} channels"
@@ -205,7 +193,7 @@ class ModelConfig:
 
     @property
     def virtual_layers(self) -> tuple[int, ...]:
-        """Physical block run at each virtual depth: the looped range appears 1 + loop_repeats times in a row."""
+        """The physical block that runs at each depth: the looped range appears 1 + loop_repeats times in a row."""
         loop = tuple(range(self.loop_start, self.loop_end))
         head, tail = tuple(range(self.loop_end)), tuple(range(self.loop_end, self.num_layers))
         return head + loop * self.loop_repeats + tail
@@ -233,7 +221,7 @@ class TrainConfig:
     seq_len: int = 1024  # tokens per sequence; divides batch_tokens
     seq_len_schedule: tuple[tuple[float, float], ...] = ()  # rounded to whole tokens
     micro_batch_tokens: int = 65_536  # most tokens in one forward pass on one rank; the rest accumulates
-    loader: Literal["sequential", "shuffled", "strided", "packed"] = "sequential"  # windows.py; small batches: shuffled
+    loader: Literal["sequential", "shuffled", "strided", "packed"] = "sequential"  # see data/windows.py
     matrix_lr: float = 0.04  # Muon, attention and MLP matrices
     embed_lr: float = 0.05  # AdamW, token tables
     head_lr: float = 0.0  # AdamW, `head.weight` of an untied model; 0 is embed_lr
@@ -257,46 +245,31 @@ class TrainConfig:
     grad_clip: float = 0.0  # global norm; 0 is off
     warmdown_fraction: float = 0.09  # last part of the run in which the rate falls linearly ...
     min_lr_fraction: float = 0.0  # ... to this fraction of its peak
-    ema_decay: float = 0.0  # weights scored and shipped are this moving average; 0 is off
-    swa_start: float = 0.0  # they are the plain mean of every swa_every-th step's below this lr multiplier; 0 is off
+    ema_decay: float = 0.0  # scored and shipped weights are this moving average; 0 is off
+    swa_start: float = 0.0  # ... or the mean of every swa_every-th step's below this lr multiplier; 0 is off
     swa_every: int = 50  # optimizer steps
     loop_at: float = 0.0  # fraction of the run at which looped blocks begin to loop
     qat_start: float = 1.0  # from this fraction on forward passes see rounded weights; 1 is never, 0 always
-    reserve_seconds: float = 0.0  # training ends so long before a budget of seconds does, for what follows it
+    reserve_seconds: float = 0.0  # training ends this long before its budget of seconds, to leave time to quantize
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # matmul dtype under autocast; master weights are float32
-    compile: bool = True  # torch.compile on CUDA; on the CPU runs are too short to pay for it
+    compile: bool = True  # torch.compile on CUDA; CPU runs are too short for it to pay off
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "seq_len", "micro_batch_tokens", "muon_iterations", "swa_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        names = "batch_tokens seq_len micro_batch_tokens muon_iterations swa_every"
+        check_fields(self, "at least 1", lambda n: n >= 1, names)
         if self.batch_tokens % self.seq_len:
             low = self.batch_tokens // self.seq_len * self.seq_len
             raise UserError(
                 f"batch_tokens must be divisible by seq_len, got {self.batch_tokens} and {self.seq_len}",
                 hint=f"nearest valid batch_tokens is {low or self.seq_len} or {low + self.seq_len}",
             )
-        for name in ("matrix_lr", "embed_lr", "scalar_lr", "adam_eps"):
-            if not 0 < getattr(self, name) < inf:
-                raise UserError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        for name in (
-            *("matrix_weight_decay", "embed_weight_decay", "scalar_weight_decay", "weight_decay_final"),
-            *("head_lr", "grad_clip", "reserve_seconds"),
-        ):
-            if not 0 <= getattr(self, name) < inf:
-                raise UserError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        for name in (
-            *("muon_momentum", "muon_momentum_start", "ema_decay"),
-            *("adam_beta1", "adam_beta2", "embed_beta2", "scalar_beta2"),
-        ):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in (
-            *("muon_momentum_warmup", "warmdown_fraction", "min_lr_fraction", "weight_decay_taper_start"),
-            *("swa_start", "loop_at", "qat_start"),
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        check_fields(self, "positive and finite", lambda x: 0 < x < inf, "matrix_lr embed_lr scalar_lr adam_eps")
+        names = "matrix_weight_decay embed_weight_decay scalar_weight_decay weight_decay_final head_lr grad_clip"
+        check_fields(self, "at least 0 and finite", lambda x: 0 <= x < inf, f"{names} reserve_seconds")
+        names = "muon_momentum muon_momentum_start ema_decay adam_beta1 adam_beta2 embed_beta2 scalar_beta2"
+        check_fields(self, "in [0, 1)", lambda x: 0 <= x < 1, names)
+        names = "muon_momentum_warmup warmdown_fraction min_lr_fraction weight_decay_taper_start"
+        check_fields(self, "in [0, 1]", lambda x: 0 <= x <= 1, f"{names} swa_start loop_at qat_start")
         if self.ema_decay and self.swa_start:
             raise UserError(
                 f"ema_decay and swa_start exclude each other, got {self.ema_decay} and {self.swa_start}",
@@ -315,12 +288,12 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantConfig:
-    """How trained weights become integers: bits per role and depth, clipped at a number of row deviations.
+    """How trained weights become integers: bits per role and depth, clipped at a multiple of a row's deviation.
 
     A tuple of bitwidths or clips is stretched over the physical layers: one entry serves all of them, two entries
     the first and the second half, num_layers entries one layer each.
 
-    With `target_bytes` a solver chooses the steps, and so the clips, such that code and model fill the target; the bits
+    With `target_bytes` a solver chooses the steps, and so the clips, so that code and model fill the target; the bits
     then only bound the codes.
     """
 
@@ -337,43 +310,27 @@ class QuantConfig:
     calibration_tokens: int = 65_536  # over all ranks; not read when nothing needs calibration
     column_plan: bool = False  # GPTQ stores an order and a step gain of every column: 5 bits each, fewer for the codes
     damping: float = 0.01  # added to the Hessian's diagonal, as a share of its mean (GPTQ)
-    rate_weight: float = 0.0  # squared steps of error that one bit is worth in rounding; 0.1155 at high rate
+    rate_weight: float = 0.0  # squared steps of error that one bit is worth; ln(4)/12 = 0.1155 for fine steps
     lowrank_rank: int = 0  # rank of the low-rank correction ...
-    lowrank_tensors: int = 0  # ... of so many matrices with the largest error (LQER, atlas D1)
+    lowrank_tensors: int = 0  # ... of this many matrices, those with the largest error (LQER)
     scalar_format: Literal["fp16", "fp8"] = "fp16"  # gains, scales, mixes; fp8 is e4m3
     target_bytes: int = 0  # of code and model; 0: the bits and clips above are taken as they are
-    max_loss_jump: float = 0.0  # nats that bringing one role down from 8 bits may cost, else it rolls back; 0 is off
-    curve_bytes: tuple[int, ...] = ()  # more targets to pack and score after training
+    max_loss_jump: float = 0.0  # most nats that quantizing a role below 8 bits may cost; above, finer steps; 0 is off
+    curve_bytes: tuple[int, ...] = ()  # more targets: the same weights packed and scored at each
 
     def __post_init__(self) -> None:
         low, high = BITS_RANGE
-        for name, bits in (
-            ("embed_bits", (self.embed_bits,)),
-            ("attn_bits", self.attn_bits),
-            ("mlp_bits", self.mlp_bits),
-        ):
-            if not bits or not all(low <= b <= high for b in bits):
-                raise UserError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
-        for name, clips in (
-            ("embed_clip_sigmas", (self.embed_clip_sigmas,)),
-            ("attn_clip_sigmas", self.attn_clip_sigmas),
-            ("mlp_clip_sigmas", self.mlp_clip_sigmas),
-        ):
-            if not clips or not all(clip > 0 for clip in clips):
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name, options in literal_options(QuantConfig).items():
-            if getattr(self, name) not in options:
-                raise UserError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
-        for name in ("group_size", "lowrank_rank", "lowrank_tensors", "target_bytes"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("damping", "rate_weight", "max_loss_jump"):
-            if not 0 <= getattr(self, name) < inf:
-                raise UserError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        if self.calibration_tokens < 1:
-            raise UserError(f"calibration_tokens must be at least 1, got {self.calibration_tokens}")
-        if not all(target > 0 for target in self.curve_bytes):
-            raise UserError(f"curve_bytes must be positive, got {self.curve_bytes}")
+        wanted = f"in [{low}, {high}]"
+        check_fields(self, wanted, lambda bits: low <= bits <= high, "embed_bits")
+        check_fields(self, wanted, lambda many: many and all(low <= b <= high for b in many), "attn_bits mlp_bits")
+        check_fields(self, "positive", lambda clip: clip > 0, "embed_clip_sigmas")
+        names = "attn_clip_sigmas mlp_clip_sigmas"
+        check_fields(self, "positive", lambda many: many and all(clip > 0 for clip in many), names)
+        check_choices(self)
+        check_fields(self, "at least 0", lambda n: n >= 0, "group_size lowrank_rank lowrank_tensors target_bytes")
+        check_fields(self, "at least 0 and finite", lambda x: 0 <= x < inf, "damping rate_weight max_loss_jump")
+        check_fields(self, "at least 1", lambda n: n >= 1, "calibration_tokens")
+        check_fields(self, "positive", lambda many: all(target > 0 for target in many), "curve_bytes")
 
     @property
     def states(self) -> int:
@@ -413,8 +370,7 @@ class EvalConfig:
     max_tokens: int = 0  # score only so many leading tokens (proxies); 0 scores all of them
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 0:
-            raise UserError(f"max_tokens must be at least 0, got {self.max_tokens}")
+        check_fields(self, "at least 0", lambda n: n >= 0, "max_tokens")
         if self.seq_len < 1 or self.batch_tokens < self.seq_len:
             raise UserError(
                 f"eval batch_tokens must be at least seq_len >= 1, got {self.batch_tokens} and {self.seq_len}"
@@ -455,5 +411,4 @@ class RunConfig:
     seed: int = 1337
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"seed must be in [0, 2**31), got {self.seed}")
+        check_fields(self, "in [0, 2**31)", lambda n: 0 <= n < 2**31, "seed")

@@ -1,4 +1,4 @@
-"""Who this process is among its peers, as a value; reductions that do nothing when it is alone."""
+"""The rank and device of this process, and exchanges between ranks that do nothing when there is only one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgolf_model.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistEnv:
-    """One process of a run: its rank, its peers and its device."""
+    """One process of a run: its rank, the number of ranks and its device."""
 
     rank: int = 0  # 0 .. world_size - 1, over all machines
     local_rank: int = 0  # on this machine; picks the GPU
@@ -39,10 +39,12 @@ class DistEnv:
 
 
 def dist_env_from_environ() -> DistEnv:
-    """Read what torchrun sets (RANK, LOCAL_RANK, WORLD_SIZE); alone without it, on a GPU when there is one.
+    """The process that torchrun's variables describe (RANK, LOCAL_RANK, WORLD_SIZE), on a GPU when there is one.
+
+    Without these variables it is a single process.
 
     Raises:
-        ValueError: torchrun started more processes on this machine than it has GPUs.
+        UserError: torchrun started more processes on this machine than it has GPUs.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -58,7 +60,7 @@ def dist_env_from_environ() -> DistEnv:
 
 @contextmanager
 def process_group(env: DistEnv) -> Iterator[None]:
-    """Connect the ranks for the length of the block: nccl between GPUs, gloo between CPUs; nothing to do alone.
+    """Connect the ranks for the length of the block: nccl between GPUs, gloo between CPUs; a single rank has none.
 
     GPU ranks get gloo as well, for CPU tensors: ranks can then agree on a clock without waiting for a GPU.
     """
@@ -93,7 +95,7 @@ def all_gather_rows(tensor: Tensor, env: DistEnv) -> Tensor:
 
 
 def value_of_main(value: float, env: DistEnv) -> float:
-    """Rank 0's value on every rank: one clock for every decision that depends on the time."""
+    """Rank 0's value, on every rank, so that all ranks decide alike, for instance by the time."""
     if env.world_size == 1:
         return value
     agreed = torch.tensor([value], dtype=torch.float64)

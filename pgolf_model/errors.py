@@ -1,11 +1,11 @@
-"""The one error that a person can mend. Every other exception is a fault of ours and keeps its traceback."""
+"""`UserError`, the one error that the user can mend. Every other exception is a bug and shows its traceback."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-EXIT_DISK_FULL = 74  # of a script or worker that could not write: os.EX_IOERR
+EXIT_DISK_FULL = 74  # of a script or worker that could not write because the disk is full; os.EX_IOERR
 
 
 class UserError(ValueError):
@@ -24,11 +24,11 @@ class UserError(ValueError):
         self.exit_code = exit_code
 
     def __str__(self) -> str:
-        """Both in one line, for logs."""
+        """Message and hint in one line, for logs."""
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
     def lines(self) -> str:
-        """As a command prints it on stderr: `error: MESSAGE`, and `hint: HINT` where there is one."""
+        """The text that a command prints on stderr: `error: MESSAGE`, and `hint: HINT` where there is one."""
         return f"error: {self.message}" + (f"\nhint: {self.hint}" if self.hint else "")
 
     def at(self, place: str) -> UserError:
@@ -45,7 +45,7 @@ def _restored(message: str, hint: str, exit_code: int) -> UserError:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that does not exist; its hint is the nearest known one, or all of them."""
+    """The error for a name that does not exist; its hint is the nearest known name, or the list of all."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

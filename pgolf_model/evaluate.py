@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -21,7 +22,7 @@ from pgolf_model.quant.quantize import dequantize_state
 
 
 class LossModel(Protocol):
-    """What can be scored."""
+    """A model that can be scored."""
 
     def token_losses(self, ids_BT: Tensor, targets_BT: Tensor, /) -> Tensor:
         """Nats of every target, (B, T), each from the ids up to its own position alone."""
@@ -47,16 +48,20 @@ def score(
     env: DistEnv,
     *,
     precision: Literal["float32", "bfloat16"] | None = None,
+    tell: Callable[[float], None] | None = None,
 ) -> Score:
     """Score every target once, in disjoint windows of `eval_config.seq_len`; document boundaries are ignored.
 
-    Ranks take contiguous shares of the windows and add up. The same call on the same machine gives the same bits.
+    Each rank scores a contiguous share of the windows, and the sums are added over the ranks. The same call on the same
+    machine gives the same bits.
 
     Args:
         model: on env.device, in eval mode.
-        tokens: 1-D, any integer dtype, on the CPU; a tail that fills no window is left out (atlas A3).
+        tokens: 1-D, any integer dtype, on the CPU; a tail that fills no window is left out, as in the
+            challenge's own scoring (https://github.com/openai/parameter-golf).
         table: on the CPU.
         precision: of matrix products; bfloat16 on CUDA and float32 on the CPU by default.
+        tell: called before each batch with the fraction of this rank's windows that is done.
     Raises:
         UserError: less than one window, no bytes, or a loss that is not finite.
     """
@@ -71,17 +76,13 @@ def score(
     step = eval_config.batch_tokens // seq_len
     low_precision = (precision or ("bfloat16" if env.is_cuda else "float32")) == "bfloat16"
     kind = torch.device(env.device).type
-    nats = torch.zeros((), dtype=torch.float64, device=env.device)
-    num_bytes = 0
+    totals = torch.zeros(2, dtype=torch.float64, device=env.device)  # nats, and bytes: exact below 2**53
     with torch.inference_mode(), torch.autocast(kind, dtype=torch.bfloat16, enabled=low_precision):
         for window in range(first, last, step):
-            end = min(window + step, last)
-            span = tokens[window * seq_len : end * seq_len + 1].to(torch.int64)
-            previous, target = span[:-1], span[1:]
-            num_bytes += int(count_bytes(table, previous, target).sum())
-            ids_BT, targets_BT = (part.view(-1, seq_len).to(env.device) for part in (previous, target))
-            nats += model.token_losses(ids_BT, targets_BT).sum(dtype=torch.float64)
-        totals = torch.stack([nats, nats.new_tensor(num_bytes)])  # bytes are exact in float64 below 2**53
+            if tell:
+                tell((window - first) / (last - first))
+            span = tokens[window * seq_len : min(window + step, last) * seq_len + 1].to(torch.int64)
+            totals += _nats_and_bytes(model, span, seq_len, table, env)
         total_nats, total_bytes = all_reduce_sum(totals, env).tolist()
     num_tokens = num_windows * seq_len
     if not math.isfinite(total_nats):
@@ -101,8 +102,17 @@ def score(
     )
 
 
+def _nats_and_bytes(model: LossModel, span: Tensor, seq_len: int, table: ByteTable, env: DistEnv) -> Tensor:
+    """(2,) float64 on the device: summed losses of a span's targets, and the bytes that they stand for."""
+    previous, target = span[:-1], span[1:]
+    num_bytes = int(count_bytes(table, previous, target).sum())
+    ids_BT, targets_BT = (part.view(-1, seq_len).to(env.device) for part in (previous, target))
+    nats = model.token_losses(ids_BT, targets_BT).sum(dtype=torch.float64)
+    return torch.stack([nats, nats.new_tensor(num_bytes)])
+
+
 def load_model(unpacked: UnpackedModel) -> GPT:
-    """The shipped model on the CPU, in eval mode, its weights dequantized to float32."""
+    """The artifact's model on the CPU, in eval mode, its weights dequantized to float32."""
     model = GPT(unpacked.model)
     model.load_state_dict(dequantize_state(unpacked.tensors))
     return model.eval()
@@ -130,13 +140,23 @@ def validation_set(
 
 
 def evaluate_artifact(
-    artifact: bytes, *, val: str, tokenizer: str, env: DistEnv, max_tokens: int = 0
+    artifact: bytes,
+    *,
+    val: str,
+    tokenizer: str,
+    env: DistEnv,
+    max_tokens: int = 0,
+    tell: Callable[[float], None] | None = None,
 ) -> tuple[Score, ModelConfig]:
-    """Unpack, load and score; the model's config comes from the artifact, and `seconds` covers all of it.
+    """Unpack an artifact, load its model and score it.
 
     Args:
-        val: dataset directory, glob or one shard; tokenizer: path of the SentencePiece model the shards were made with.
+        val: dataset directory, glob or one shard.
+        tokenizer: path of the SentencePiece model that made the shards.
         max_tokens: as in `validation_set`.
+        tell: as in `score`.
+    Returns:
+        The score, whose `seconds` cover all three steps, and the model's config as the artifact states it.
     Raises:
         UserError: a damaged artifact, missing shards, or a vocabulary that does not fit the model's.
     """
@@ -145,5 +165,5 @@ def evaluate_artifact(
     vocab_size, seq_len = unpacked.model.vocab_size, unpacked.eval_config.seq_len
     tokens, table = validation_set(val, tokenizer, vocab_size=vocab_size, seq_len=seq_len, max_tokens=max_tokens)
     model = load_model(unpacked).to(env.device)
-    result = score(model, tokens, table, unpacked.eval_config, env)
+    result = score(model, tokens, table, unpacked.eval_config, env, tell=tell)
     return replace(result, seconds=time.perf_counter() - started), unpacked.model

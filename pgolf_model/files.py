@@ -1,4 +1,4 @@
-"""Names of the files that a run leaves in its folder, and how they are written."""
+"""Names of the files that a run leaves in its folder, and how they are written. Standard library only."""
 
 from __future__ import annotations
 

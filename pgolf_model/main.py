@@ -4,43 +4,44 @@ a checkpoint to any size."""
 from __future__ import annotations
 
 import argparse
-import hashlib
+import errno
 import json
-import math
 import os
-import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pgolf_model.config import RunConfig
-from pgolf_model.data.batches import ByteTable
 from pgolf_model.data.shards import shard_paths
 from pgolf_model.distributed import DistEnv, dist_env_from_environ, process_group
-from pgolf_model.errors import UserError
-from pgolf_model.evaluate import Score, evaluate_artifact, score, validation_set
-from pgolf_model.files import ARTIFACT_FILE, AUDIT_FILE, CHECKPOINT_FILE, METRICS_FILE, write_atomically
-from pgolf_model.model.gpt import GPT
+from pgolf_model.errors import EXIT_DISK_FULL, UserError
+from pgolf_model.evaluate import evaluate_artifact, validation_set
+from pgolf_model.files import CHECKPOINT_FILE, FAULT_FILE, METRICS_FILE, write_atomically
 from pgolf_model.shapes import num_params
 from pgolf_model.ship.checkpoint import (
     Scoring,
     measure_curve,
     open_bench,
     read_checkpoint,
-    short_audit,
     write_checkpoint,
-    write_shipment,
 )
-from pgolf_model.train.loop import TrainOutcome, train
+from pgolf_model.ship.finish import device_name, log_line, pack_weights, run_facts, score_packed, score_weights
+from pgolf_model.train.loop import train
+from pgolf_model.train.progress import PhaseLog
+
+CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, the `error_code` of a torch.AcceleratorError
 
 
 def main(config: RunConfig, argv: list[str] | None = None) -> int:
-    """Run what the command line asks for; 0 when done, a diverged run included, 1 after an `error:` line.
+    """Run what the command line asks for, and return the exit code.
+
+    It is 0 when done, a diverged run included; EXIT_DISK_FULL when a file found no space; 1 after an `error:` line.
+    Every other exception goes on to the caller: Python prints its traceback and exits with 1.
 
     Args:
         config: what is trained; `--seed` replaces its seed. Evaluation takes its config from the artifact.
@@ -55,14 +56,30 @@ def main(config: RunConfig, argv: list[str] | None = None) -> int:
             elif options.quantize:
                 _quantize(config, options, env)
             else:
-                _train_and_score(replace(config, seed=options.seed), options, env)
+                with _memory_faults_in(Path(options.out)):
+                    _train_and_score(replace(config, seed=options.seed), options, env)
     except UserError as error:
         print(error.lines(), file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        message, hint, exit_code = str(error), "", 1
+        if error.errno == errno.ENOSPC:
+            message = f"no space left on the device ({error.filename or options.out})"
+            hint, exit_code = "free some space, then run it again", EXIT_DISK_FULL
+        print(UserError(message, hint=hint).lines(), file=sys.stderr)
+        return exit_code
     return 0
+
+
+@contextmanager
+def _memory_faults_in(folder: Path) -> Iterator[None]:
+    """Leave FAULT_FILE in the folder when the block runs out of memory, on whatever rank; the error goes on."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        if not isinstance(error, torch.AcceleratorError) or getattr(error, "error_code", 0) == CUDA_OUT_OF_MEMORY:
+            write_atomically(folder / FAULT_FILE, b'{"fault": "oom"}\n')
+        raise
 
 
 def _parse_options(argv: list[str] | None, config: RunConfig) -> argparse.Namespace:
@@ -108,7 +125,7 @@ def _evaluate(options: argparse.Namespace, env: DistEnv) -> None:
             "seconds": seconds,
             "model_bytes": len(artifact),
             "num_params": num_params(model),
-            "device": _device_name(env),
+            "device": device_name(env),
             "world_size": env.world_size,
         }
         print(json.dumps(report, allow_nan=False))
@@ -130,11 +147,14 @@ def _quantize(config: RunConfig, options: argparse.Namespace, env: DistEnv) -> N
         seq_len=config.eval.seq_len,
         max_tokens=max_tokens,
     )
-    trained = _score_weights(state, config, tokens, table, env)
-    bench = open_bench(state, config, data=options.data, env=env)
+    phases = PhaseLog(None)
+    trained = score_weights(state, config, tokens, table, env, phases)
+    bench = open_bench(state, config, data=options.data, env=env, phases=phases)
     code_bytes = Path(__file__).stat().st_size
     scoring = Scoring(val=options.val, tokenizer=options.tokenizer, max_tokens=max_tokens)
-    points = measure_curve(bench, targets, env, code_bytes=code_bytes, folder=out, scoring=scoring, keep=True)
+    points = measure_curve(
+        bench, targets, env, code_bytes=code_bytes, folder=out, scoring=scoring, keep=True, phases=phases
+    )
     if env.is_main:
         report = {
             "pre_quant_val_bpb": trained.val_bpb,
@@ -142,7 +162,7 @@ def _quantize(config: RunConfig, options: argparse.Namespace, env: DistEnv) -> N
             "code_bytes": code_bytes,
             "num_params": num_params(config.model),
             "points": points,
-            "device": _device_name(env),
+            "device": device_name(env),
             "threads": torch.get_num_threads(),
             "seconds": time.perf_counter() - started,
         }
@@ -151,9 +171,10 @@ def _quantize(config: RunConfig, options: argparse.Namespace, env: DistEnv) -> N
 
 def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEnv) -> None:
     """Train, pack, read the artifact back, score it; rank 0 leaves the artifact and its metrics in `--out`."""
-    started = time.perf_counter()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
+    phases = PhaseLog(out if env.is_main else None)
+    scoring = Scoring(val=options.val, tokenizer=options.tokenizer, max_tokens=config.eval.max_tokens)
     tokens, table = validation_set(
         options.val,
         options.tokenizer,
@@ -162,8 +183,8 @@ def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEn
         max_tokens=config.eval.max_tokens,
     )
     _log_start(config, options, env, len(tokens) - 1)
-    outcome = train(config, data=options.data, env=env, out_dir=out)
-    metrics = _run_facts(config, env, outcome)
+    outcome = train(config, data=options.data, env=env, out_dir=out, phases=phases)
+    metrics = run_facts(config, env, outcome)
     code_bytes = Path(__file__).stat().st_size  # the bundle's own file; bare main.py when run from the package
     if options.keep_checkpoint and env.is_main:
         write_checkpoint(out / CHECKPOINT_FILE, outcome.state, config)
@@ -171,117 +192,37 @@ def _train_and_score(config: RunConfig, options: argparse.Namespace, env: DistEn
     if not problem:
         # The data was checked before training, so an error here is about the weights: not finite, or too large.
         try:
-            trained = _score_weights(outcome.state, config, tokens, table, env)
-            _log(env, f"pre-quantization val_loss:{trained.val_loss:.4f} val_bpb:{trained.val_bpb:.4f}")
-            packing = time.perf_counter()
-            bench = open_bench(outcome.state, config, data=options.data, env=env)
-            audit = write_shipment(
-                out / ARTIFACT_FILE,
-                out / AUDIT_FILE,
-                bench,
-                env,
-                target_bytes=config.quant.target_bytes,
-                code_bytes=code_bytes,
-            )
-            quantize_seconds = time.perf_counter() - packing
+            phases.enter("scoring")
+            trained = score_weights(outcome.state, config, tokens, table, env, phases)
+            log_line(env, f"pre-quantization val_loss:{trained.val_loss:.4f} val_bpb:{trained.val_bpb:.4f}")
+            bench, packed = pack_weights(outcome.state, config, out, options.data, code_bytes, env, phases)
         except UserError as error:
             problem = str(error)
     if problem:
-        _log(env, f"diverged: {problem}")
-        ended = {"status": "diverged", "error": problem, **metrics, "total_seconds": time.perf_counter() - started}
-        _write_metrics(out, ended, env)
-        return
-
-    eval_started = time.perf_counter()
-    artifact = (out / ARTIFACT_FILE).read_bytes()
-    final, _ = evaluate_artifact(
-        artifact, val=options.val, tokenizer=options.tokenizer, env=env, max_tokens=config.eval.max_tokens
-    )
-    eval_seconds = time.perf_counter() - eval_started
-
-    scoring = Scoring(val=options.val, tokenizer=options.tokenizer, max_tokens=config.eval.max_tokens)
-    points = measure_curve(
-        bench, config.quant.curve_bytes, env, code_bytes=code_bytes, folder=out, scoring=scoring, keep=False
-    )
-    metrics |= {
-        "val_bpb": final.val_bpb,
-        "val_loss": final.val_loss,
-        "pre_quant_val_bpb": trained.val_bpb,
-        "pre_quant_val_loss": trained.val_loss,
-        "tokens": final.tokens,
-        "bytes": final.bytes,
-        "model_bytes": len(artifact),
-        "code_bytes": code_bytes,
-        "artifact_bytes": len(artifact) + code_bytes,
-        "artifact_sha256": hashlib.sha256(artifact).hexdigest(),
-        "eval_seconds": eval_seconds,
-        "calibrate_seconds": audit.get("calibration_seconds", 0.0),
-        "quantize_seconds": quantize_seconds,  # calibrating and packing included
-        "quant": short_audit(audit),
-        "curve": [[point["artifact_bytes"], point["val_bpb"]] for point in points if "val_bpb" in point],
-        "curve_points": points,
-    }
-    _log(env, f"Serialized model pgolf: {len(artifact)} bytes")
-    _log(env, f"Code size: {code_bytes} bytes")
-    _log(env, f"Total submission size pgolf: {len(artifact) + code_bytes} bytes")
-    _log(env, f"final val_loss:{final.val_loss:.8f} val_bpb:{final.val_bpb:.8f} eval_time:{eval_seconds:.1f}s")
-    _write_metrics(out, {"status": "complete", **metrics, "total_seconds": time.perf_counter() - started}, env)
-
-
-def _score_weights(
-    state: dict[str, Tensor], config: RunConfig, tokens: Tensor, table: ByteTable, env: DistEnv
-) -> Score:
-    """The trained weights before quantization."""
-    model = GPT(config.model)
-    model.load_state_dict(state)
-    return score(model.eval().to(env.device), tokens, table, config.eval, env)
-
-
-def _run_facts(config: RunConfig, env: DistEnv, outcome: TrainOutcome) -> dict[str, object]:
-    """What is known after training, diverged or not."""
-    loss = outcome.final_train_loss
-    return {
-        "seed": config.seed,
-        "steps": outcome.steps,
-        "tokens_seen": outcome.tokens_seen,
-        "num_params": num_params(config.model),
-        "train_seconds": outcome.train_seconds,
-        "warmup_seconds": outcome.warmup_seconds,  # compiling, outside the training clock
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-        "final_train_loss": loss if math.isfinite(loss) else None,
-        "device": _device_name(env),
-        "world_size": env.world_size,
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy", "zstandard", "sentencepiece")},
-        },
-    }
-
-
-def _device_name(env: DistEnv) -> str:
-    """The GPU's name, or the CPU's where Linux tells it."""
-    if env.is_cuda:
-        return torch.cuda.get_device_name(env.device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _write_metrics(out: Path, metrics: dict[str, object], env: DistEnv) -> None:
+        log_line(env, f"diverged: {problem}")
+        metrics = {"status": "diverged", "error": problem, **metrics}
+    else:
+        metrics = {
+            "status": "complete",
+            **metrics,
+            "pre_quant_val_bpb": trained.val_bpb,
+            "pre_quant_val_loss": trained.val_loss,
+            **packed,
+            **score_packed(bench, config, out, scoring, code_bytes, env, phases),
+        }
+    metrics["total_seconds"] = phases.seconds
     if env.is_main:
         write_atomically(out / METRICS_FILE, json.dumps(metrics, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def _log_start(config: RunConfig, options: argparse.Namespace, env: DistEnv, val_tokens: int) -> None:
     """Everything the run depends on, in the first lines of its log."""
-    _log(env, f"model_params:{num_params(config.model)}")
-    _log(env, f"world_size:{env.world_size} device:{_device_name(env)} threads:{torch.get_num_threads()}")
-    _log(env, f"train_shards:{len(shard_paths(options.data, 'train'))} val_tokens:{val_tokens}")
-    _log(env, f"tokenizer_path:{options.tokenizer}")
+    log_line(env, f"model_params:{num_params(config.model)}")
+    log_line(env, f"world_size:{env.world_size} device:{device_name(env)} threads:{torch.get_num_threads()}")
+    log_line(env, f"train_shards:{len(shard_paths(options.data, 'train'))} val_tokens:{val_tokens}")
+    log_line(env, f"tokenizer_path:{options.tokenizer}")
     for name, value in _flat(config):
-        _log(env, f"{name}:{value}")
+        log_line(env, f"{name}:{value}")
 
 
 def _flat(noun: object, prefix: str = "") -> list[tuple[str, object]]:
@@ -290,11 +231,6 @@ def _flat(noun: object, prefix: str = "") -> list[tuple[str, object]]:
         return [(prefix, noun)]
     dotted = f"{prefix}." if prefix else ""
     return [pair for f in fields(noun) for pair in _flat(getattr(noun, f.name), dotted + f.name)]
-
-
-def _log(env: DistEnv, line: str) -> None:
-    if env.is_main:
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""ModelConfig -> every parameter's name, shape and role: one truth for sizing, optimizers, quantizing, packing.
+"""The name, shape and role of every parameter, computed from a ModelConfig.
 
-The model makes its parameters from it, so that nothing can be in one and not in the other.
+Sizing, optimizers, quantizing and packing read this table, and the model makes its parameters from it: no parameter can
+be in one of them and missing in another.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pgolf_model.config import ModelConfig
 
 Role = Literal["embed", "attn", "mlp", "scalar"]
 
-SMALL_ROWS = 16  # a gate or router of so few rows ...
-SMALL_SIZE = 4096  # ... or elements is a scalar: not worth quantizing, and Muon is for matrices
+SMALL_ROWS = 16  # a gate or router with at most so many rows ...
+SMALL_SIZE = 4096  # ... or fewer elements than this is a scalar: too small to quantize or to train with Muon
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,7 @@ def param_shapes(config: ModelConfig) -> dict[str, ParamInfo]:
         streams["skip_gates"] = (config.num_skips, dim)
     if config.parallel == "lanes":
         streams["lane_mix"] = (1,)
-    if config.parallel == "routed":  # rows of the layers before parallel_start stay unread; records count them too
+    if config.parallel == "routed":  # layers before parallel_start never read their rows; records count them too
         streams |= {"lane_keep": (num_layers, 2), "lane_write": (num_layers, 2, 2)}
     if config.iteration_embeddings:
         streams["iteration_embeddings"] = ((config.loop_end - config.loop_start) * (1 + config.loop_repeats), dim)
@@ -63,7 +64,7 @@ def num_params(config: ModelConfig) -> int:
 
 
 def _table_shapes(config: ModelConfig) -> dict[str, ParamInfo]:
-    """Below the blocks, and the head: tables of tokens and of pairs, their projections, the smear."""
+    """Parameters before the blocks, and of the head: tables of tokens and token pairs, their projections, the smear."""
     dim, vocab_size, last = config.model_dim, config.vocab_size, config.num_layers - 1
     width = config.embed_rank or dim
 
@@ -98,7 +99,7 @@ def _table_shapes(config: ModelConfig) -> dict[str, ParamInfo]:
 
 
 def _block_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[Role, int] | tuple[Role, int, int]]:
-    """Role and shape of everything in one physical block."""
+    """Role and shape of every parameter in one physical block, by its name within the block."""
     dim, kv_dim, mlp_dim, num_heads = config.model_dim, config.kv_dim, config.mlp_dim, config.num_heads
     shapes: dict[str, tuple[Role, int] | tuple[Role, int, int]] = {
         "attn.q": ("attn", dim, dim),

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("pgolf_model", "space", "trials", "search")  # each may import itself and those before it
 LIGHT = (
     "pgolf_model.errors",
+    "pgolf_model.checks",
     "pgolf_model.config",
     "pgolf_model.files",
     "pgolf_model.shapes",
@@ -23,7 +24,7 @@ LIGHT = (
 # The house, ground floor first: a room may import rooms of earlier floors, and itself. Rooms of one floor do not
 # know each other. A room is a folder, or the named modules at the root of a package.
 FLOORS = (
-    ("pgolf_model.{errors,files,config,shapes,distributed}",),
+    ("pgolf_model.{errors,files,checks,config,shapes,distributed}",),
     ("pgolf_model.data", "pgolf_model.model", "pgolf_model.quant"),
     ("pgolf_model.codec", "pgolf_model.train"),
     ("pgolf_model.evaluate",),

@@ -15,20 +15,20 @@ import numpy as np
 
 MAX_RANK = 16  # 12 to 24 were equally good, 6 cost 0.001 bits per weight on whole models of 0.5 M weights
 DIRECTION_STEPS = 8  # stored in eighths of a code
-DIRECTION_BITS = 7.0  # what an entry of a direction must save: about 4.5 to store it, and fitting noise
+DIRECTION_BITS = 7.0  # bits that an entry must save: about 4.5 to store it, the rest against fitting noise
 
 
 class Basis(NamedTuple):
     """Directions that the rows of a plane share."""
 
     directions: np.ndarray  # (rank, cols) in steps of 1 / DIRECTION_STEPS code; the first is the mean of the rows
-    noise: int  # deviation of what the directions leave, in quarters of a code
+    noise: int  # deviation of the codes from what the directions explain, in quarters of a code
 
 
 def fit_basis(codes: np.ndarray) -> Basis | None:
     """The directions that save more bits than they cost; None where there are none.
 
-    Columns are brought to one scale first: a large column alone is no direction, its scale is learned anyway.
+    All columns are brought to one scale first: a column of large codes is no direction, and the coder learns its scale.
     """
     rows, cols = codes.shape
     sample = codes[:: -(-rows // 2048)].astype(np.float32)
@@ -49,7 +49,7 @@ def fit_basis(codes: np.ndarray) -> Basis | None:
         if rest <= cols / 1000:
             break
         noise = rest / cols
-        # On the sample alone: directions of pure noise fit it by more than the other rows would gain.
+        # Counted on the sample alone: there, directions of pure noise seem to save more than they would on all rows.
         saved = (
             len(sample) / 2 * (cols * math.log2(total / rest) - float(np.log2(1 + powers[: rank - 1] / noise).sum()))
         )
@@ -64,7 +64,7 @@ def fit_basis(codes: np.ndarray) -> Basis | None:
 def kalman_gains(bases: list[Basis]) -> tuple[np.ndarray, np.ndarray]:
     """(cols, planes, rank) directions and Kalman gains: what an error of one code adds to each factor, in 2**-16.
 
-    A row's factors begin as independent standard normals, but for the first, which is 1.
+    A row's factors begin as independent standard normals, except the first, which is 1.
     """
     rank = max(len(basis.directions) for basis in bases)
     directions = np.stack([np.pad(b.directions, ((0, rank - len(b.directions)), (0, 0))) for b in bases])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from pgolf_model.config import BITS_RANGE, ModelConfig
 from pgolf_model.shapes import ParamInfo, param_shapes
 
-MAX_PARAMS = 2**28  # refused above, before anything is allocated; records have at most 106 M
+MAX_PARAMS = 2**28  # larger models are refused before memory is allocated; the challenge's records have at most 106 M
 MAX_VIRTUAL_LAYERS = 4096
 
 NounT = TypeVar("NounT")

@@ -3,7 +3,7 @@
 Layout: MAGIC, version (1 byte), SHA-256 of the body cut to DIGEST_BYTES, body. The body is the header's length
 (little-endian uint16), the header and the streams. The header is JSON under zstd: configs, what each matrix is made of,
 codec and length of each stream. The streams are the codes of each role, the factors of low-rank corrections and the
-plans of columns if there are any, the float16 scales of each role, the float16 scalars. Names and shapes follow from
+plans of columns where there are any, the float16 scales of each role, the float16 scalars. Names and shapes follow from
 the model config (`param_shapes`), and so does every stream's raw length, which is how decompression stays bounded.
 """
 
@@ -45,7 +45,7 @@ class UnpackedModel:
     tensors: dict[str, PackedTensor]  # in the order of `param_shapes(model)`
 
 
-# Streams packed before: label -> (what was packed, (codec, blob)). Packing again costs only what has changed.
+# Streams packed before: label -> (their tensors, (codec, blob)). Only streams whose tensors changed are packed again.
 PackCache = dict[str, tuple[tuple[PackedTensor, ...], tuple[str, bytes]]]
 
 
@@ -96,7 +96,7 @@ def unpack_model(data: bytes) -> UnpackedModel:
     """The inverse of `pack_model`.
 
     Raises:
-        ValueError: not an artifact, a newer version, damaged, or declaring what it does not hold.
+        UserError: not an artifact, of another version, damaged, or with a header that its streams contradict.
     """
     start = len(MAGIC) + 1
     if data[: len(MAGIC)] != MAGIC:

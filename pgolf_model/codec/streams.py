@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pgolf_model.codec.entropy import CodePlane, decode_codes, encode_codes
 
-MAX_CODES_PER_BYTE = 2**16  # no codec here packs tighter: what claims to is refused before it is allocated
+MAX_CODES_PER_BYTE = 2**16  # no codec here packs tighter; a stream that claims to is refused before memory is allocated
 RACE_BYTES = 2**20  # codecs compete on this much of a stream; the winner compresses all of it
 LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": RACE_BYTES, "lc": 0, "lp": 1, "pb": 1}]
 

@@ -1,4 +1,4 @@
-"""Tokens on their way into the model: training batches, validation tokens, bytes per token."""
+"""Tokens as the model takes them: training batches, validation tokens, bytes per token."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pgolf_model.errors import UserError
 class TrainingWindows:
     """Batches of windows of the training shards, in the order of a loader that `window_starts` describes.
 
-    Each rank takes its contiguous slice of a batch's windows, so all ranks together read what one rank alone would.
+    Each rank takes its contiguous slice of a batch's windows, so all ranks together read what a single rank would read.
     When the length of the windows changes, front-to-back loaders go on where they are and the others start a new pass.
 
     Raises:
-        UserError: a shard is missing or damaged, or all of them hold less than `batch_tokens` and one.
+        UserError: a shard is missing or damaged, or all of them hold fewer than `batch_tokens` + 1 tokens.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ def validation_tokens(paths: Sequence[Path], seq_len: int) -> Tensor:
 
 
 def check_token_range(tokens: Tensor, vocab_size: int, path: object) -> None:
-    """Raise UserError when a token id has no embedding row; `path` is what to name in the message."""
+    """Raise UserError when a token id has no embedding row; the message names `path`."""
     widest = int((tokens.to(torch.int32) if tokens.dtype == torch.uint16 else tokens).max())
     if widest >= vocab_size:
         raise UserError(
@@ -110,7 +110,7 @@ def check_token_range(tokens: Tensor, vocab_size: int, path: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ByteTable:
-    """What each token id contributes to the bytes of the text; `pgolf_model.data.bytecount` has the rule."""
+    """How many bytes of the text each token id stands for; `pgolf_model.data.bytecount` has the rule."""
 
     base_bytes: Tensor  # (vocab_size,) int16
     has_leading_space: Tensor  # (vocab_size,) bool
@@ -122,7 +122,7 @@ class ByteTable:
 
 
 def byte_table(tokenizer_path: str, vocab_size: int) -> ByteTable:
-    """The byte table of a tokenizer, on the CPU; `piece_bytes` says what it refuses."""
+    """The byte table of a tokenizer, on the CPU; `piece_bytes` says which tokenizers it refuses."""
     table = piece_bytes(tokenizer_path, vocab_size)
     return ByteTable(*(torch.from_numpy(column) for column in table))
 

@@ -1,4 +1,4 @@
-"""How many bytes of text a token stands for: the challenge's rule, in one place for builders and the score."""
+"""How many bytes of text a token stands for by the challenge's rule; dataset builders and the score share it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 
 
 class PieceBytes(NamedTuple):
-    """What each token id contributes, arrays of (vocab_size,)."""
+    """The bytes that each token id stands for, as arrays of (vocab_size,)."""
 
     base_bytes: np.ndarray  # int16: UTF-8 bytes without the leading space
     has_leading_space: np.ndarray  # bool: one more byte, unless the token before is a boundary

@@ -1,4 +1,4 @@
-"""The challenge's shard files: finding and reading them. numpy only, so builders share it without torch.
+"""The challenge's shard files: finding and reading them. numpy only, so that dataset builders need no torch.
 
 A shard is 256 little-endian int32 header words (magic, version, token count, zeros) and then the tokens, uint16.
 """

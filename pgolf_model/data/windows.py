@@ -1,4 +1,4 @@
-"""Which windows of the training stream are read, and in which order: endless first positions, one per window.
+"""Which windows of the training stream are read, and in which order, as an endless sequence of their first positions.
 
 The stream is all shards end to end. numpy and the standard library only.
 """
@@ -14,22 +14,22 @@ import numpy as np
 from pgolf_model.errors import UserError
 
 DOCUMENT_START = 1  # BOS, before each document in every official tokenizer
-GOLDEN_SHARE = 0.6180339887  # multiples of it modulo 1 stay as far apart as any number's do
+GOLDEN_SHARE = 0.6180339887  # the golden ratio's: its multiples modulo 1 stay further apart than other numbers'
 FIRST_DOCUMENT_SEARCH = 1 << 20  # tokens
 
 
 def window_starts(
     loader: str, shards: list[np.ndarray], *, seq_len: int, position: int, generator: np.random.Generator
 ) -> Iterator[int]:
-    """Where windows of `seq_len` tokens and the one after them start.
+    """The first positions of windows, each of `seq_len` tokens and the one after them.
 
     Args:
         loader: `sequential` goes from front to back and around. `shuffled` visits all windows in an order drawn anew
-            for every pass. `strided` steps over them with a stride coprime to their number, from another phase and
-            start in every pass: as well mixed, without a permutation in memory. `packed` goes from front to back in
-            windows that start where a document does.
+            for every pass; it suits small batches. `strided` steps over them with a stride coprime to their number,
+            from another phase and start in every pass: mixed as well as shuffled, without a permutation in memory.
+            `packed` goes from front to back in windows that start where a document does.
         position: where `sequential` and `packed` begin.
-        generator: where the other two draw from.
+        generator: the random numbers of the other two.
     """
     num_tokens = sum(len(shard) for shard in shards)
     match loader:
@@ -49,7 +49,10 @@ def _shuffled(num_tokens: int, seq_len: int, generator: np.random.Generator) -> 
 
 
 def _strided(num_tokens: int, seq_len: int, generator: np.random.Generator) -> Iterator[int]:
-    """Every window once per pass; windows that follow each other lie far apart. Source: atlas A5."""
+    """Every window once per pass; windows that follow each other lie far apart.
+
+    Source: the loaders of the challenge's records from 2026-03-29 on, https://github.com/openai/parameter-golf
+    """
     while True:
         phase = int(generator.integers(min(seq_len, num_tokens - seq_len)))
         num_windows = (num_tokens - 1 - phase) // seq_len
@@ -60,11 +63,11 @@ def _strided(num_tokens: int, seq_len: int, generator: np.random.Generator) -> I
 
 
 def _packed(shards: list[np.ndarray], seq_len: int, position: int) -> Iterator[int]:
-    """Windows that start with a document, or where the window before cut a document longer than a window.
+    """Windows that start with a document, or go on with a document longer than a window where the last window ended.
 
-    Documents follow each other within a window as they do in the stream. The rest of a document that would have fitted
-    into a window but did not fit into what was left of this one is skipped: reading it again from its start would cost
-    up to half a document per window. A window lies in one shard.
+    Documents follow each other within a window as they do in the stream. When a window ends inside a document that is
+    shorter than a window, the rest of that document is skipped; to read it again from its start would cost up to half a
+    document per window. A window lies in one shard.
     """
     while True:
         found, offset = False, 0

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention and what records put into it: exclusive attention, gates, extra values.
+"""Causal grouped-query attention, with the records' additions: exclusive attention, gates, extra values.
 
 Shape suffixes: B sequences, T positions, D model channels, H query heads, G key-value heads, K channels of a head,
 C = G * K channels of all values, R rotation pairs.
@@ -23,20 +23,21 @@ from pgolf_model.model.layers import is_by_hand, pair_rows, rms_norm, rotate_hal
 
 @dataclass(kw_only=True)
 class AttentionInputs:
-    """What all blocks of one forward pass read besides their stream."""
+    """The inputs that all blocks of one forward pass share, besides their stream."""
 
     cos_T1R: Tensor
     sin_T1R: Tensor
     mask: DocumentMask | None  # of the documents; None when attention is plainly causal
     value_embed_BTC: Tensor | None  # added to the values of `value_embed_layers`
-    first_values_BTC: Tensor | None = None  # of the first block that runs; that block sets it
+    first_values_BTC: Tensor | None = None  # values of the first block that runs, set by that block
 
 
 class SelfAttention(nn.Module):
     """Attention with normalised, rotated queries and keys and a learned gain per query head.
 
     `attn_gate` multiplies head h by sigmoid(gate_scale * gate_h . x) of the normalised input x, or of its first
-    `gate_inputs` channels (sparse). A gate 2 sigmoid(.), as in one record, is the same function: `out` learns the 2.
+    `gate_inputs` channels (sparse). One record multiplies by 2 sigmoid(.), which is the same function, since `out` can
+    learn the 2.
     """
 
     q: nn.Parameter
@@ -55,7 +56,7 @@ class SelfAttention(nn.Module):
         self.embeds_values = layer in config.value_embed_layers
 
     def forward(self, x_BTD: Tensor, inputs: AttentionInputs, out_scale_D: Tensor) -> Tensor:
-        """x_BTD is normalised already; the result is multiplied by `out_scale_D`."""
+        """The attention update of x_BTD, which is normalised already, times `out_scale_D`."""
         config = self.config
         heads = (*x_BTD.shape[:2], -1, config.head_dim)
         cos_T1R, sin_T1R = inputs.cos_T1R, inputs.sin_T1R

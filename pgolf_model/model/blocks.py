@@ -15,11 +15,11 @@ from pgolf_model.model.layers import relu_squared, rms_norm
 
 
 class MLP(nn.Module):
-    """down(f(up x)), f being relu^2, leaky relu^2 or, as a control, up x times the swish of a third product (SwiGLU).
+    """down(f(up x)), with f = relu^2 or leaky relu^2; or down(up x * swish(gate x)) (SwiGLU).
 
-    With experts the hidden channels are cut in E parts and a token uses its k best: part e is multiplied by
-    sigmoid(router_e . x), or by 0 (https://arxiv.org/abs/2405.16039). All parts are computed and most discarded: the
-    function of a sparse mixture, at the cost of a dense MLP. The paper's entropy term in the loss is left out.
+    With experts the hidden channels are cut into E parts and a token uses its k best: part e is multiplied by
+    sigmoid(router_e . x), or by 0 (https://arxiv.org/abs/2405.16039). All parts are computed and most are discarded:
+    the result is a sparse mixture's, the cost a dense MLP's. The paper's entropy term in the loss is left out.
     """
 
     up: nn.Parameter
@@ -33,7 +33,7 @@ class MLP(nn.Module):
         self.has_experts = config.has_experts(layer)
 
     def forward(self, x_BTD: Tensor, out_scale_D: Tensor) -> Tensor:
-        """x_BTD is normalised already; the result is multiplied by `out_scale_D`."""
+        """The MLP's update of x_BTD, which is normalised already, times `out_scale_D`."""
         config = self.config
         hidden_BTF = F.linear(x_BTD, self.up)
         if config.activation == "relu2":
@@ -71,7 +71,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x_BTD: Tensor, x0_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
         """One stream; x0_BTD is the normalised embedding. Side by side (as in GPT-J), both read the same input."""
         x_BTD = self.mix(x_BTD, x0_BTD)
-        attended_BTD = self.attend(x_BTD, inputs).add_(x_BTD)  # in place: the product's output is still in the cache
+        attended_BTD = self.attend(x_BTD, inputs).add_(x_BTD)  # in place, while the product is still in the CPU's cache
         return self.transform(x_BTD if self.is_parallel else attended_BTD).add_(attended_BTD)
 
     def two_streams(
@@ -107,12 +107,12 @@ class TransformerBlock(nn.Module):
         return kept_BTD.addcmul_(embed_D, x0_BTD)
 
     def attend(self, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
-        """What attention adds."""
+        """The update that attention adds to its stream."""
         update_BTD: Tensor = self.attn(self.normed(x_BTD), inputs, self.attn_scale)
         return update_BTD
 
     def transform(self, x_BTD: Tensor) -> Tensor:
-        """What the MLP adds."""
+        """The update that the MLP adds to its stream."""
         update_BTD: Tensor = self.mlp(self.normed(x_BTD), self.mlp_scale)
         return update_BTD
 

@@ -15,9 +15,9 @@ from pgolf_model.config import ModelConfig
 class TokenEmbedding(nn.Module):
     """One row per token, projected to D where the table is narrower.
 
-    With fewer rows than tokens, token t has the sum of two rows: a remainder's and a quotient's. Unlike hashing this
-    gives every token another pair, needs no constants, and leaves the small ids, which are the frequent tokens of a
-    BPE vocabulary, a remainder row that they share with rare tokens only.
+    With fewer rows than tokens, token t has the sum of two rows: a remainder's and a quotient's. Unlike hashing, this
+    gives every token a pair of its own and needs no constants. Small ids are the frequent tokens of a BPE vocabulary;
+    they share their remainder row with rare tokens only.
     """
 
     weight: nn.Parameter
@@ -27,7 +27,7 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.config = config
         rows, vocab_size = config.embed_buckets, config.vocab_size
-        # Remainder rows: as many as leave enough quotient rows.
+        # The largest number of remainder rows that leaves enough quotient rows.
         self.remainders = max((r for r in range(1, rows) if r * (rows - r) >= vocab_size), default=0)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class TokenEmbedding(nn.Module):
 
 
 class OutputHead(nn.Module):
-    """What the scores are products of: the last stream, and one row per token."""
+    """The two factors of the scores: the last stream, and one row per token."""
 
     proj: nn.Parameter
     weight: nn.Parameter

@@ -21,7 +21,7 @@ from pgolf_model.model.layers import rms_norm, rotary_table
 from pgolf_model.model.losses import mean_softcapped_cross_entropy, softcapped_cross_entropy
 from pgolf_model.shapes import param_shapes
 
-CHUNK_LOGITS_CPU = 2**20  # logits that exist at once. In the cache: half the time of all at once (V 1024, N 2048)
+CHUNK_LOGITS_CPU = 2**20  # logits in memory at once; they fit the cache: half the time of all at once (V 1024, N 2048)
 CHUNK_LOGITS_CUDA = 2**26  # 256 MiB of float32
 
 
@@ -72,14 +72,14 @@ class GPT(nn.Module):
     def set_looping(self, active: bool) -> None:
         """Run looped blocks as often as configured, or (inactive) every physical block once.
 
-        Records train the cheap model first. Without loops the skips pair the halves of the physical blocks, and what
-        exists per virtual slot (skip weights and gates, iteration embeddings) is read from its leading entries: the
-        model is the one with loop_repeats = 0 on the leading entries. A compiled model compiles again.
+        Records train the cheap model first. Without loops the skips pair the halves of the physical blocks. Of skip
+        weights, skip gates and iteration embeddings the leading entries are used: the model equals the one with
+        loop_repeats = 0 and these entries. A compiled model compiles again.
         """
         self.looping = active
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
-        """What the head reads: the normalised stream after the last block, (B, T, D)."""
+        """The normalised stream after the last block, (B, T, D)."""
         config = self.config
         x0_BTD = x_BTD = self.embedded(ids_BT)
         y_BTD: Tensor | None = None  # the second stream, once there are two: x is attention's, y the MLP's
@@ -109,7 +109,7 @@ class GPT(nn.Module):
         return rms_norm(x_BTD)
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
-        """The normalised embedding, (B, T, D); as in records the gated smear comes before the norm, the other after."""
+        """The normalised embedding, (B, T, D). As in records, a gated smear comes before the norm, the other after."""
         config = self.config
         x_BTD = self.embed(ids_BT)
         if config.bigram_buckets:
@@ -121,7 +121,7 @@ class GPT(nn.Module):
         return self.smear(x_BTD, ids_BT) if config.smear == "channel" else x_BTD
 
     def attention_inputs(self, ids_BT: Tensor, x_BTD: Tensor) -> AttentionInputs:
-        """What depends on the ids or their number alone, once for all blocks."""
+        """The inputs that depend only on the ids or their number, computed once for all blocks."""
         config = self.config
         rope_dims = config.rope_dims or config.head_dim
         cos_T1R, sin_T1R = rotary_table(ids_BT.shape[1], rope_dims, base=config.rope_base, like=x_BTD)
@@ -140,7 +140,7 @@ class GPT(nn.Module):
         return torch.lerp(weight_D * skip_BTD, x_BTD, torch.sigmoid(self.skip_gates[slot]).to(x_BTD.dtype))
 
     def _loss_inputs(self, ids_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, float, int]:
-        """What the losses are functions of: (N, W) and (V, W) of the head, (N,) targets, softcap, tokens of a chunk."""
+        """The arguments of the losses: (N, W) and (V, W) of the head, (N,) targets, softcap, tokens of a chunk."""
         x_BTW, weight_VW = self.head(self.hidden(ids_BT), self.embed)
         chunk_logits = CHUNK_LOGITS_CUDA if x_BTW.is_cuda else CHUNK_LOGITS_CPU
         chunk_tokens = max(1, chunk_logits // self.config.vocab_size)

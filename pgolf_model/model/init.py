@@ -13,8 +13,8 @@ def initial_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     """Float32 weights by name, in the order of `param_shapes`.
 
     Token table N(0, std). Matrices uniform in +-1/sqrt(fan_in), torch's default for a linear layer, or orthogonal;
-    output projections and an untied head zero. Gains, scales, mixes: whatever makes the fresh model a plain one, or
-    what records start from.
+    output projections and an untied head zero. Gains, scales and mixes start where they change nothing, or where the
+    records start them.
     """
     generator = torch.Generator().manual_seed(seed)
     return {name: _initial(name, info.shape, config, generator) for name, info in param_shapes(config).items()}

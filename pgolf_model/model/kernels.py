@@ -1,7 +1,7 @@
 """Attention kernels behind one function: a FlashAttention package's where one is installed, else PyTorch's fused ones.
 
-Packed documents have FlexAttention on a GPU: FlashAttention's `varlen` form wants one length per document, so that
-every batch would have tensors of other shapes and compile again.
+Packed documents use FlexAttention on a GPU: FlashAttention's `varlen` form takes one length per document, so every
+batch would have tensors of other shapes and compile again.
 
 Shape suffixes: B sequences, T positions, H query heads, G key-value heads, K channels of a head.
 """
@@ -59,9 +59,10 @@ def flash_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor | 
 
 
 def flash_package(device: torch.device) -> str:
-    """`imported_package` for a GPU. Whoever compiles a model marks it first, `torch.compiler.assume_constant_result`.
+    """`imported_package` for a GPU.
 
-    A decorator here would load the compiler on machines that never compile, 2 s.
+    Code that compiles a model marks this function first with `torch.compiler.assume_constant_result`. As a decorator
+    here, that would load the compiler, in 2 s, also where nothing is ever compiled.
     """
     return imported_package(torch.cuda.get_device_capability(device)[0])
 

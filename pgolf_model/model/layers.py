@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def is_by_hand(x: Tensor) -> bool:
-    """Whether gradients are written by hand for `x`."""
+    """True when the gradient for `x` is the one written by hand."""
     if torch.compiler.is_compiling():
         return False
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
@@ -71,8 +71,8 @@ def split_norm_turn(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries and keys, normalised and turned by complex factors, queries multiplied by their gain; and the values.
 
-    The same function as `rotate_halves(rms_norm(.))`, but for the order of channels (`pair_rows`), which queries
-    and keys share: their products are the same.
+    The same function as `rotate_halves(rms_norm(.))`, except for the order of channels (`pair_rows`). Queries and keys
+    have the same order, so their products are the same.
     """
     gain_N1 = torch.cat((q_gain_H, q_gain_H.new_ones(num_kv_heads)))[:, None].to(qkv_BTMK.dtype)
     parts: tuple[Tensor, Tensor, Tensor] = _SplitNormTurn.apply(qkv_BTMK, turns_T1R, gain_N1, num_kv_heads)  # type: ignore[no-untyped-call]

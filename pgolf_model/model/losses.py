@@ -87,7 +87,7 @@ class _MeanLoss(torch.autograd.Function):
 
 
 def _in_product_dtype(x_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as a matrix product would take them."""
+    """Both in the dtype that a matrix product would take."""
     kind = x_ND.device.type
     autocast = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else torch.promote_types(x_ND.dtype, weight_VD.dtype)

@@ -2,7 +2,7 @@
 
 Measured on a trained 6x256 model (4 matrices of block 3, output error under held-out inputs), rank 4 at 4 bits, its
 bytes counted: it saved 0.13 bits per weight with GPTQ at 3 bits and 0.29 with GPTQ on ternary codes, and lost 0.07
-with plain rounding and 0.05 with dependent quantization and a plan of columns, which leave a white residual. Rank 2
+with plain rounding and 0.05 with dependent quantization and a column plan, which leave a white residual. Rank 2
 was better than 4 except on ternary codes.
 
 Source: https://arxiv.org/abs/2402.02446

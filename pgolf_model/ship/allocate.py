@@ -1,10 +1,10 @@
-"""Bits for every tensor under one byte budget: equal slopes, then a search for the exact size. Numpy only.
+"""Bits for every tensor of an artifact of a given size: equal slopes, then a search for the exact size. Numpy only.
 
 Each tensor has a table of (step, bits, error). On the lower convex hull of (bits, error) the next bit buys less and
-less, and a budget is spent best when the last bit buys the same everywhere (Lagrange; Shoham and Gersho 1988). Moving
-one tensor at a time to its next hull point, in order of what a bit buys, passes through every such plan: the plans of
-all budgets lie on one line, addressed by their bits. Between two hull points a step is interpolated, so any size can
-be met.
+less, and bits are spent best when the last bit buys the same everywhere (Lagrange; Shoham and Gersho 1988). A choice of
+steps for all tensors is a bit plan. Moving one tensor at a time to its next hull point, in the order of error saved per
+bit, passes through all such bit plans: they lie on one line, addressed by their bits. Between two hull points a step is
+interpolated, so any size can be met.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ class RateTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PlanLine:
-    """All equal-slope plans of some tensors, addressed by their bits."""
+    """All bit plans of equal slopes of some tensors, addressed by their bits."""
 
     names: tuple[str, ...]
     coarsest: np.ndarray  # (tensors,) log2 steps with the fewest bits
-    owner: np.ndarray  # (segments,) the tensor that each segment moves, in order of what a bit buys
+    owner: np.ndarray  # (segments,) the tensor that each segment moves, in order of error saved per bit
     ends: np.ndarray  # (segments,) its log2 step after the segment
     bits: np.ndarray  # (segments + 1,) bits of all tensors before each segment, and after the last
 
     @property
     def fewest_bits(self) -> float:
-        """Bits of the coarsest plan."""
+        """Bits of the coarsest bit plan."""
         return float(self.bits[0])
 
     @property
     def most_bits(self) -> float:
-        """Bits of the finest plan."""
+        """Bits of the finest bit plan."""
         return float(self.bits[-1])
 
     def at(self, bits: float) -> dict[str, float]:
-        """log2 step of every tensor in the plan of so many bits; the nearest end of the line beyond it."""
+        """log2 step of every tensor in the bit plan of so many bits; beyond the line its nearest end."""
         steps = self.coarsest.copy()
         whole = min(int(np.searchsorted(self.bits, bits, side="right")) - 1, len(self.owner))
         if whole > 0:
@@ -80,7 +80,7 @@ class PlanLine:
 
 
 def plan_line(tables: Mapping[str, RateTable]) -> PlanLine:
-    """The line of plans of some tensors.
+    """The line of bit plans of some tensors.
 
     Raises:
         ValueError: there is no tensor, or a table holds NaN or infinity.
@@ -110,7 +110,7 @@ def plan_line(tables: Mapping[str, RateTable]) -> PlanLine:
 
 
 def allocate(tables: Mapping[str, RateTable], budgets: Sequence[float]) -> tuple[dict[str, float], ...]:
-    """log2 step of every tensor for each budget in bits; a budget beyond either end gets the end."""
+    """log2 step of every tensor for each number of bits in `budgets`; beyond either end of the line its end."""
     line = plan_line(tables)
     return tuple(line.at(bits) for bits in budgets)
 
@@ -134,13 +134,13 @@ def fill(
     tolerance: float = FILL_TOLERANCE,
     max_tries: int = FILL_TRIES,
 ) -> Filled:
-    """The plan whose measured size lies in [target * (1 - tolerance), target], never above.
+    """The bit plan whose measured size lies in [target * (1 - tolerance), target], never above.
 
     Args:
-        size_of: bytes of the really packed plan at a position of the line; rises with it, give or take a little.
+        size_of: bytes of the packed bit plan at a position of the line; rises with it, but not strictly.
         guess: the position to measure first.
     Raises:
-        ValueError: even the coarsest plan is above the target; names its size.
+        UserError: even the coarsest bit plan is above the target; names its size.
     """
     floor, aim = target * (1 - tolerance), target * (1 - tolerance / 3)
     fits: tuple[float, int] | None = None  # nearest position below the target, and its size

@@ -108,7 +108,7 @@ class QuantBench:
         return {name: rate_table(m, self.config.quant, explicit[name].bits) for name, m in self.matrices.items()}
 
     def explicit_plan(self) -> BitPlan:
-        """The plan that the config's bits and clips spell out, without corrections."""
+        """The bit plan that the config's bits and clips spell out, without corrections."""
         quant, layers = self.config.quant, self.config.model.num_layers
         where = {name: (self.shapes[name].role, self.shapes[name].layer, layers) for name in self.matrices}
         return {name: Choice(bits=quant.bits(*at), clip_sigmas=quant.clip_sigmas(*at)) for name, at in where.items()}
@@ -124,7 +124,7 @@ class QuantBench:
         }
 
     def most_hurt(self, plan: BitPlan) -> frozenset[str]:
-        """The matrices with the largest errors under the plan, as many as the config corrects."""
+        """The matrices with the largest errors under the bit plan, as many as the config corrects."""
         quant = self.config.quant
         if not (quant.lowrank_rank and quant.lowrank_tensors):
             return frozenset()
@@ -148,11 +148,11 @@ class QuantBench:
         return kept[choice]
 
     def tensors(self, plan: BitPlan) -> dict[str, PackedTensor]:
-        """All tensors that the artifact of a plan holds, in `param_shapes` order."""
+        """All tensors that the artifact of a bit plan holds, in `param_shapes` order."""
         return {name: self.quantized(name, plan[name]) if name in plan else self.scalars[name] for name in self.shapes}
 
     def artifact(self, plan: BitPlan) -> bytes:
-        """The packed plan."""
+        """The artifact of a bit plan."""
         return pack_model(self.config.model, shipped_eval(self.config), self.tensors(plan), cache=self._pack_cache)
 
     @property
@@ -161,13 +161,13 @@ class QuantBench:
         return self._overhead != 0
 
     def packed_bytes(self, plan: BitPlan) -> int:
-        """Bytes of the packed plan. From then on `estimated_bytes` gives exactly this number for this plan."""
+        """Bytes of the packed bit plan. From then on `estimated_bytes` gives exactly this number for this plan."""
         size = len(self.artifact(plan))
         self._overhead += size - self.estimated_bytes(plan)
         return size
 
     def estimated_bytes(self, plan: BitPlan) -> float:
-        """Bytes of the plan without packing it, which is slow: its codes' entropies and the overhead seen last."""
+        """Bytes of the bit plan without packing it, which is slow: its codes' entropies and the overhead seen last."""
         total = self._overhead
         for name, choice in plan.items():
             item = self.quantized(name, choice)

@@ -10,7 +10,7 @@ rows are looked up, g g^T over the gradients g of the rows' uses.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,14 @@ class InputMoments(TorchFunctionMode):
         return self.last[1]
 
 
-def calibrate(model: GPT, batches: Iterable[CalibrationBatch], env: DistEnv, *, seed: int) -> Calibration:
+def calibrate(
+    model: GPT,
+    batches: Sequence[CalibrationBatch],
+    env: DistEnv,
+    *,
+    seed: int,
+    tell: Callable[[float], None] | None = None,
+) -> Calibration:
     """One forward and backward pass over the batches of all ranks.
 
     The sensitivity is the trace of the Gauss-Newton matrix of the loss, by matrix: with targets drawn from the model's
@@ -111,6 +118,7 @@ def calibrate(model: GPT, batches: Iterable[CalibrationBatch], env: DistEnv, *, 
     Args:
         model: on env.device, not compiled; its gradients are cleared.
         batches: this rank's; every rank needs as many tokens.
+        tell: called before each batch with the fraction of the batches that is done.
     """
     started = time.perf_counter()
     parameters = dict(model.named_parameters())
@@ -119,9 +127,10 @@ def calibrate(model: GPT, batches: Iterable[CalibrationBatch], env: DistEnv, *, 
     lookups: dict[str, Tensor] = {}
     traces = {name: torch.zeros(len(w), dtype=torch.float64, device=env.device) for name, w in matrices.items()}
     generator = torch.Generator(env.device).manual_seed(seed + env.rank)
-    num_tokens, kept = 0, []
-    for ids, targets in batches:
-        kept.append((ids, targets))
+    num_tokens = 0
+    for done, (ids, _) in enumerate(batches):
+        if tell:
+            tell(done / len(batches))
         num_tokens += ids.numel()
         model.zero_grad(set_to_none=True)
         with torch.autocast(torch.device(env.device).type, dtype=torch.bfloat16, enabled=env.is_cuda):
@@ -157,7 +166,7 @@ def calibrate(model: GPT, batches: Iterable[CalibrationBatch], env: DistEnv, *, 
         hessians=sums,
         sensitivity=sensitivity,
         row_weights=row_weights,
-        batches=tuple(kept),
+        batches=tuple(batches),
         tokens=num_tokens,
         seconds=time.perf_counter() - started,
     )

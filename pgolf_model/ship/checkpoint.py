@@ -21,7 +21,7 @@ from torch import Tensor
 from pgolf_model.config import ModelConfig, RunConfig
 from pgolf_model.distributed import DistEnv, value_of_main
 from pgolf_model.errors import UserError
-from pgolf_model.evaluate import evaluate_artifact
+from pgolf_model.evaluate import Score, evaluate_artifact
 from pgolf_model.files import CONFIG_ENTRY, write_atomically
 from pgolf_model.model.gpt import GPT
 from pgolf_model.quant.quantize import check_names
@@ -29,6 +29,7 @@ from pgolf_model.shapes import param_shapes
 from pgolf_model.ship.bench import QuantBench
 from pgolf_model.ship.calibrate import Calibration, calibrate, calibration_batches
 from pgolf_model.ship.solve import ship
+from pgolf_model.train.progress import PhaseLog
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +41,9 @@ class Scoring:
     max_tokens: int
 
 
-def open_bench(state: Mapping[str, Tensor], config: RunConfig, *, data: str, env: DistEnv) -> QuantBench:
+def open_bench(
+    state: Mapping[str, Tensor], config: RunConfig, *, data: str, env: DistEnv, phases: PhaseLog
+) -> QuantBench:
     """Weights ready to be quantized, calibrated on all ranks where the config needs that.
 
     Raises:
@@ -48,12 +51,13 @@ def open_bench(state: Mapping[str, Tensor], config: RunConfig, *, data: str, env
     """
     calibration: Calibration | None = None
     if config.quant.needs_calibration:
+        phases.enter("calibrating")
         started = time.perf_counter()
         model = GPT(config.model)
         model.load_state_dict(dict(state))
         model.eval().to(env.device)
         batches = calibration_batches(config, model, data=data, env=env)
-        calibration = calibrate(model, batches, env, seed=config.seed)
+        calibration = calibrate(model, batches, env, seed=config.seed, tell=phases.tell)
         calibration = replace(calibration, seconds=time.perf_counter() - started)
     return QuantBench(state, config, calibration, env)
 
@@ -86,6 +90,21 @@ def write_shipment(
     return audit
 
 
+def score_artifact(path: Path, scoring: Scoring, env: DistEnv, phases: PhaseLog) -> tuple[bytes, Score]:
+    """An artifact's bytes, read back from its file, and its score; the phase is "scoring" from here on."""
+    phases.enter("scoring")
+    artifact = path.read_bytes()
+    found, _ = evaluate_artifact(
+        artifact,
+        val=scoring.val,
+        tokenizer=scoring.tokenizer,
+        env=env,
+        max_tokens=scoring.max_tokens,
+        tell=phases.tell,
+    )
+    return artifact, found
+
+
 def measure_curve(
     bench: QuantBench,
     targets: Sequence[int],
@@ -95,6 +114,7 @@ def measure_curve(
     folder: Path,
     scoring: Scoring,
     keep: bool,
+    phases: PhaseLog,
 ) -> list[dict[str, Any]]:
     """One point for each target: packed, read back, scored. The same on every rank but for the audit's facts.
 
@@ -109,11 +129,10 @@ def measure_curve(
         started = time.perf_counter()
         path, audit_path = (folder / f"quantized_{target}.{kind}" for kind in ("pgolf", "json"))
         try:
+            phases.enter("packing")
             audit = write_shipment(path, audit_path, bench, env, target_bytes=target, code_bytes=code_bytes)
-            packed, artifact = time.perf_counter(), path.read_bytes()
-            found, _ = evaluate_artifact(
-                artifact, val=scoring.val, tokenizer=scoring.tokenizer, env=env, max_tokens=scoring.max_tokens
-            )
+            packed = time.perf_counter()
+            artifact, found = score_artifact(path, scoring, env, phases)
         except UserError as error:  # no room for the coarsest plan, or a loss that is not finite
             points.append({"target_bytes": target, "error": str(error)})
             continue

@@ -49,7 +49,7 @@ def ship(bench: QuantBench, *, target_bytes: int, code_bytes: int) -> Shipment:
     one more) until it does not, and under a target the other roles pay for it.
 
     Raises:
-        ValueError: the weights are not finite, or even the coarsest plan is above the target.
+        ValueError: the weights are not finite, or even the coarsest bit plan is above the target.
     """
     started, passes = time.perf_counter(), bench.passes
     found = _solve(bench, target_bytes, code_bytes)
@@ -69,7 +69,7 @@ def ship(bench: QuantBench, *, target_bytes: int, code_bytes: int) -> Shipment:
 
 
 def _solve(bench: QuantBench, target_bytes: int, code_bytes: int) -> _Solution:
-    """The plan for the target or of the config's bits, rolled back where a role costs more than `max_loss_jump`."""
+    """The bit plan for the target or of the config's bits, rolled back where a role costs more than `max_loss_jump`."""
     limit, filled = bench.config.quant.max_loss_jump, None
     coarsest: dict[str, float] = {}  # largest log2 step that a role may take; filled by rollbacks
     if target_bytes:
@@ -103,7 +103,7 @@ def _solve(bench: QuantBench, target_bytes: int, code_bytes: int) -> _Solution:
 def _fitting_plan(
     bench: QuantBench, target_bytes: int, code_bytes: int, coarsest: Mapping[str, float]
 ) -> tuple[BitPlan, Filled]:
-    """The plan of the target, no role's steps above what `coarsest` allows it."""
+    """The bit plan of the target, no role's steps above what `coarsest` allows it."""
     tables = {}
     for name, table in bench.tables.items():
         fine = table.log_steps <= coarsest.get(bench.shapes[name].role, math.inf)
@@ -123,7 +123,7 @@ def _fitting_plan(
     packs = 0
     if not bench.has_packed:
         packs, _ = 1, size_of(guess)
-    # Two estimates come near enough nearly always; what does not is left to a search with real sizes alone.
+    # Two estimates nearly always come near enough; otherwise a search with real sizes alone follows.
     for _ in range(2):
         try:
             found = fill(
@@ -144,7 +144,7 @@ def _fitting_plan(
 
 
 def staged_jumps(bench: QuantBench, plan: BitPlan) -> dict[str, float]:
-    """Nats that each role adds on its way from 8 bits to the plan: embedding, attention, MLP, one after the other."""
+    """Nats that each role adds on its way from 8 bits to the bit plan: embedding, attention, MLP, in turn."""
     weights = {name: tensor.float() for name, tensor in bench.scalars.items()} | {
         name: dequantize(bench.quantized(name, replace(choice, bits=SAFE_BITS, clip_sigmas=SAFE_CLIP)))
         for name, choice in plan.items()

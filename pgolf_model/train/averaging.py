@@ -10,10 +10,10 @@ from pgolf_model.model.gpt import GPT
 
 
 class WeightAverage:
-    """A running mean of the weights after each step that counts, in float32.
+    """A running mean, in float32, of the weights after the steps that count.
 
-    EMA counts every step: after t of them weight w_i has the share (1 - d) d^(t - i) / (1 - d^t). The initial weights,
-    which nobody wants to ship, do not count at all, and the mean of a short run is as unbiased as that of a long one.
+    EMA counts every step: after t of them weight w_i has the share (1 - d) d^(t - i) / (1 - d^t). The initial weights
+    have no share, so the mean of a short run is as unbiased as that of a long one.
     SWA counts every `swa_every`-th step whose lr multiplier is below `swa_start`, all with the same share.
     """
 
@@ -25,12 +25,12 @@ class WeightAverage:
 
     @property
     def is_on(self) -> bool:
-        """Whether the recipe wants a mean at all."""
+        """True when the recipe asks for a mean."""
         return bool(self.recipe.ema_decay or self.recipe.swa_start)
 
     @torch.no_grad()
     def update(self, step: int, lr_multiplier: float) -> None:
-        """Take in the weights as they are after step number `step`, counted from 1, if that one counts."""
+        """Take in the weights as they are after step number `step`, counted from 1, if that step counts."""
         decay = self.recipe.ema_decay
         if not decay and (lr_multiplier >= self.recipe.swa_start or step % self.recipe.swa_every):
             return

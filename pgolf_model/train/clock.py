@@ -1,4 +1,4 @@
-"""When training stops: its seconds are over, or it has failed."""
+"""When training stops: its steps or seconds are over, or it has diverged."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class RunClock:
     def next_start(self, step: int, *, in_flight: int) -> float | None:
         """Seconds at which step number `step` (from 0) starts on the device, the same on all ranks; None to stop.
 
-        A step may start when at the mean pace so far it ends within the budget, so a run is over its seconds only by
-        what one step can take longer than the mean. The first step always runs.
+        A step may start if, at the mean pace so far, it ends within the budget. So a run exceeds its seconds at most by
+        the time that its last step takes longer than the mean. The first step always runs.
         """
         if self.budget.steps and step >= self.budget.steps:
             return None
@@ -46,7 +46,7 @@ class RunClock:
 
 
 class DivergenceGuard:
-    """Tells a run that has failed from one that has a bad moment."""
+    """Tells a run that has diverged from one whose loss is high for a few steps."""
 
     def __init__(self, vocab_size: int) -> None:
         self.bound = math.log(vocab_size) + DIVERGED_NATS

@@ -21,7 +21,7 @@ from pgolf_model.model.kernels import flash_package
 from pgolf_model.train.averaging import WeightAverage
 from pgolf_model.train.clock import DivergenceGuard, RunClock
 from pgolf_model.train.optim import build_optimizers
-from pgolf_model.train.progress import ProgressLog, StepRecord
+from pgolf_model.train.progress import PhaseLog, ProgressLog, StepRecord
 from pgolf_model.train.qat import WeightRounder
 from pgolf_model.train.schedule import all_plans, plan_step, training_budget
 
@@ -44,7 +44,9 @@ class TrainOutcome:
     diverged: bool  # the loss or the weights became non-finite, or the loss stayed worse than a uniform guess
 
 
-def train(config: RunConfig, *, data: str, env: DistEnv, out_dir: Path | None) -> TrainOutcome:
+def train(
+    config: RunConfig, *, data: str, env: DistEnv, out_dir: Path | None, phases: PhaseLog | None = None
+) -> TrainOutcome:
     """Train the model of `config` until its budget is spent or the loss diverges.
 
     With several ranks, call it on each of them inside `process_group(env)`. Under a step budget on a CPU the result is
@@ -53,6 +55,7 @@ def train(config: RunConfig, *, data: str, env: DistEnv, out_dir: Path | None) -
     Args:
         data: where the training shards are, as `shard_paths` takes it.
         out_dir: rank 0 appends to `progress.jsonl` in this folder; None writes no file.
+        phases: of the run that this training is part of; told when warming up and training begin.
     Raises:
         ValueError: the shards are missing, damaged, too small or of a larger vocabulary, or the batch cannot be shared
             out over the ranks.
@@ -68,12 +71,16 @@ def train(config: RunConfig, *, data: str, env: DistEnv, out_dir: Path | None) -
         seed=config.seed,
     )
     model = build_model(config.model, seed=config.seed).to(env.device)
+    if phases and env.is_cuda:
+        phases.enter("warming up")
     loss_function, warmup_seconds = prepare_device(model, recipe, env)
     optimizers = build_optimizers(model, recipe, env)
     average = WeightAverage(model, recipe)
     rounder = WeightRounder(model, config.quant)
     guard = DivergenceGuard(config.model.vocab_size)
     log = ProgressLog(budget, out_dir if env.is_main else None, enabled=env.is_main)
+    if phases:
+        phases.enter("training")
     clock = RunClock(budget, env)
     in_flight: deque[StepRecord] = deque()
     # The host prepares and launches one step while the GPU runs the one before, and never gets further ahead.

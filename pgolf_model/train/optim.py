@@ -13,7 +13,8 @@ from pgolf_model.distributed import DistEnv, all_gather_rows
 from pgolf_model.model.gpt import GPT
 from pgolf_model.shapes import param_shapes
 
-# a, b, c of x <- a x + b x^3 + c x^5 on singular values, step by step; further steps repeat the last (atlas C1).
+# a, b, c of x <- a x + b x^3 + c x^5 on singular values, one triple a step; further steps repeat the last triple.
+# Sources: see `orthogonalize`.
 NEWTON_SCHULZ = {
     "quintic": ((3.4445, -4.7750, 2.0315),),
     "polar_express": (
@@ -70,11 +71,11 @@ class MatrixBank:
         self.scale = max(1.0, rows / cols) ** 0.5
 
     def directions(self, *, momentum: float, recipe: TrainConfig) -> list[Tensor]:
-        """Advance the momentum by one gradient; orthogonalised Nesterov directions of all matrices, float32."""
+        """Advance the momentum by one gradient; return all matrices' orthogonalised Nesterov directions, float32."""
         grads = torch.stack([_grad_of(parameter) for parameter in self.own] + self.padding)
         self.momentum.mul_(momentum).add_(grads)
         nesterov = grads.add_(self.momentum, alpha=momentum)
-        if recipe.muon_normalize_rows:  # MuonEq-R: all rows weigh the same in what is orthogonalised
+        if recipe.muon_normalize_rows:  # MuonEq-R: every row gets the same norm before orthogonalisation
             nesterov.div_(torch.linalg.vector_norm(nesterov, dim=-1, keepdim=True).add_(1e-7))
         # On a CPU without AMX, bfloat16 products are half as fast as float32 ones (8 x 128 x 128: 7.2 against 3.9 ms).
         dtype = torch.bfloat16 if nesterov.is_cuda else nesterov.dtype
@@ -113,7 +114,7 @@ class Muon:
 class AdamW:
     """torch.optim.AdamW with `fused=True`, by the same kernel, without torch._dynamo, which that class imports.
 
-    On a CPU that takes 2 s, a third of the shortest trial. A group holds params, lr, betas and weight_decay.
+    That import takes 2 s on a CPU, a third of the shortest trial. A group holds params, lr, betas and weight_decay.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, eps: float) -> None:
@@ -139,14 +140,14 @@ class AdamW:
 
 
 class Optimizers:
-    """Both optimizers of a run behind one step; learning rates are their peaks times one multiplier."""
+    """Both optimizers of a run. Each learning rate is its peak times one common multiplier."""
 
     def __init__(self, muon: Muon, adamw: AdamW) -> None:
         self.muon, self.adamw = muon, adamw
         self.peak_adamw_lrs = [float(group["lr"]) for group in adamw.param_groups]
 
     def set_rates(self, *, lr_multiplier: float, momentum: float, decay_multiplier: float = 1.0) -> None:
-        """Set what the schedule says for the next step; momentum and decay are Muon's."""
+        """Set the schedule's values for the next step; momentum and decay are Muon's."""
         self.muon.lr = self.muon.recipe.matrix_lr * lr_multiplier
         self.muon.weight_decay = self.muon.recipe.matrix_weight_decay * decay_multiplier
         self.muon.momentum = momentum

@@ -1,10 +1,13 @@
-"""What a run says while it trains: one line per second on stdout and in a file."""
+"""What a run says of itself: its phases, and while it trains one line per second, on stdout too."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +16,41 @@ from pgolf_model.config import Budget
 from pgolf_model.files import PROGRESS_FILE
 
 LOG_EVERY_SECONDS = 1.0
+
+Phase = Literal["warming up", "training", "calibrating", "packing", "scoring"]
+
+
+class PhaseLog:
+    """Lines in `progress.jsonl` that say which phase a run is in; without a folder nothing is written.
+
+    A line has the keys phase, seconds (since the log was made, as a run begins) and, where it is known, fraction (of
+    the phase that is done, in [0, 1]). Lines about training steps have no phase.
+    """
+
+    def __init__(self, out_dir: Path | None) -> None:
+        self.path = None if out_dir is None else out_dir / PROGRESS_FILE
+        self.started = time.perf_counter()
+        self.phase: Phase = "warming up"
+        self.wrote = 0.0  # seconds of the last line
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.started
+
+    def enter(self, phase: Phase) -> None:
+        """Write that a phase begins."""
+        self.phase = phase
+        self._write({})
+
+    def tell(self, fraction: float) -> None:
+        """Write how much of the phase is done, unless the last line is younger than a second."""
+        if self.seconds - self.wrote >= LOG_EVERY_SECONDS:
+            self._write({"fraction": round(fraction, 4)})
+
+    def _write(self, more: Mapping[str, float]) -> None:
+        self.wrote = self.seconds
+        _append_json(self.path, {"phase": self.phase, "seconds": round(self.wrote, 3), **more})
 
 
 class StepRecord:
@@ -59,8 +97,6 @@ class ProgressLog:
             f"{step_seconds * 1e3:.1f} ms | {rate} tok/s | {seconds:.1f}s{of_seconds}",
             flush=True,
         )
-        if self.path is None:
-            return
         loss = record.wait()
         line = {
             "step": record.step,
@@ -71,7 +107,13 @@ class ProgressLog:
             "tokens_seen": record.tokens_seen,
             "ms_per_step": round(step_seconds * 1e3, 3),
         }
-        with self.path.open("a") as file:
+        _append_json(self.path, line)
+
+
+def _append_json(path: Path | None, line: Mapping[str, object]) -> None:
+    """Add a line to a file; nothing without a path."""
+    if path is not None:
+        with path.open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
 

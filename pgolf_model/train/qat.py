@@ -1,7 +1,8 @@
 """Quantization-aware training: gradients are taken at the rounded weights and applied to the exact ones.
 
-The rounding happens outside the graph, in the weights that go into it, so a compiled model needs no second graph and
-cannot fold the switch away (atlas D3 tells of one that did).
+Weights are rounded before they enter the graph, so a compiled model needs no second graph and the compiler cannot fold
+the switch away. It did in some records of the challenge of March 2026, where a class attribute was to turn rounding on
+late in the run and never did (https://github.com/openai/parameter-golf).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from pgolf_model.shapes import param_shapes
 
 
 def rounded_like_shipped(weight: Tensor, role: str, layer: int, *, num_layers: int, quant: QuantConfig) -> Tensor:
-    """What the artifact would give back for a (rows, cols) matrix, each row (or group of columns) on its own.
+    """A (rows, cols) matrix as the artifact would store it, each row (or group of columns) rounded on its own.
 
-    Weights that cannot be stored come back as they are: they have diverged, and the loss will say so.
+    Weights that cannot be stored are returned unchanged: they have diverged, and the loss will show it.
     """
     bits = quant.bits(role, layer, num_layers)
     clip_sigmas = quant.clip_sigmas(role, layer, num_layers)
@@ -41,7 +42,7 @@ class WeightRounder:
     def __init__(self, model: GPT, quant: QuantConfig) -> None:
         self.quant, self.num_layers = quant, model.config.num_layers
         parameters = dict(model.named_parameters())
-        # Matrices that are rounded alike are one tall matrix: rounding is by rows, and a few large calls are cheap.
+        # Matrices that are rounded alike become one tall matrix: rounding is by rows, and few large calls are cheaper.
         alike: dict[tuple[object, ...], list[str]] = defaultdict(list)
         infos = param_shapes(model.config)
         for name, info in infos.items():
@@ -56,7 +57,7 @@ class WeightRounder:
 
     @contextmanager
     def rounded(self, *, active: bool) -> Iterator[None]:
-        """Within the block the matrices hold rounded values, after it their own again, bit for bit."""
+        """Within the block the matrices hold rounded values; after it they hold their own again, bit for bit."""
         if not active:
             yield
             return

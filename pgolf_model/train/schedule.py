@@ -1,15 +1,16 @@
-"""What a training step is told, as pure functions of progress in [0, 1]. Standard library only."""
+"""The settings of each training step, as pure functions of progress in [0, 1]. Standard library only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from pgolf_model.config import Budget, RunConfig, TrainConfig
+from pgolf_model.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """Everything that changes over a run, at one step."""
+    """The settings that change over a run, as they are at one step."""
 
     lr_multiplier: float
     momentum: float  # Muon's
@@ -21,21 +22,21 @@ class StepPlan:
 
     @property
     def shape(self) -> tuple[int, int, bool]:
-        """What a compiled graph is made for."""
+        """The settings that a compiled graph is specific to."""
         return self.num_sequences, self.seq_len, self.is_looping
 
 
 def training_budget(config: RunConfig) -> Budget:
-    """The budget less `reserve_seconds`, so that the schedule ends where training does.
+    """The budget less `reserve_seconds`, so that the schedule ends when training does.
 
     Raises:
-        ValueError: nothing would be left.
+        UserError: nothing would be left.
     """
     budget, reserve = config.budget, config.train.reserve_seconds
     if not budget.seconds or not reserve:
         return budget
     if reserve >= budget.seconds:
-        raise ValueError(f"reserve_seconds must be below the budget's {budget.seconds:g} seconds, got {reserve:g}")
+        raise UserError(f"reserve_seconds must be below the budget's {budget.seconds:g} seconds, got {reserve:g}")
     return replace(budget, seconds=budget.seconds - reserve)
 
 
@@ -67,10 +68,10 @@ def all_plans(recipe: TrainConfig, *, world_size: int) -> list[StepPlan]:
     """One plan for every shape a run can meet, in the order of the run.
 
     Raises:
-        ValueError: the batch does not divide into sequences per rank; only what a schedule makes of it is rounded.
+        UserError: the recipe's batch does not divide into sequences per rank. A schedule's batches are rounded.
     """
     if recipe.batch_tokens % (world_size * recipe.seq_len):
-        raise ValueError(
+        raise UserError(
             "batch_tokens must be divisible by world_size * seq_len, "
             f"got {recipe.batch_tokens} and {world_size} * {recipe.seq_len}"
         )
@@ -85,7 +86,7 @@ def value_at(schedule: tuple[tuple[float, float], ...], progress: float) -> floa
 
 
 def lr_multiplier(progress: float, *, warmdown_fraction: float, min_lr_fraction: float) -> float:
-    """1 until the warmdown, then a straight line to `min_lr_fraction` at the end (atlas C4: no warm-up)."""
+    """1 until the warmdown, then a straight line to `min_lr_fraction` at the end. There is no warm-up."""
     if warmdown_fraction <= 0:
         return 1.0
     left = (1.0 - progress) / warmdown_fraction
@@ -93,7 +94,7 @@ def lr_multiplier(progress: float, *, warmdown_fraction: float, min_lr_fraction:
 
 
 def decay_multiplier(progress: float, *, taper_start: float, final: float) -> float:
-    """1 until `taper_start`, then a straight line to `final` at the end (atlas C4)."""
+    """1 until `taper_start`, then a straight line to `final` at the end."""
     share = (progress - taper_start) / (1.0 - taper_start) if progress > taper_start else 0.0
     return 1.0 + share * (final - 1.0)
 

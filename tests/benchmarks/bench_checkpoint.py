@@ -54,6 +54,7 @@ from pgolf_model.ship.bench import QuantBench, shipped_eval
 from pgolf_model.ship.calibrate import Calibration
 from pgolf_model.ship.checkpoint import open_bench, read_checkpoint
 from pgolf_model.ship.solve import ship
+from pgolf_model.train.progress import PhaseLog
 from space.knobs.quant import SOLVER
 
 FIELD = QuantConfig(
@@ -368,7 +369,7 @@ def main() -> None:
     judge = Judge(state, config, tokens, count_bytes(bytes_of, ids[:-1], ids[1:]))
     started = cpu_seconds()
     quant = replace(OURS, calibration_tokens=options.calibration_tokens)
-    reference = open_bench(state, replace(config, quant=quant), data=options.data, env=DistEnv())
+    reference = open_bench(state, replace(config, quant=quant), data=options.data, env=DistEnv(), phases=PhaseLog(None))
     assert reference.calibration is not None
     # The audit's losses are not needed here: one batch of them will do.
     whole = replace(reference.calibration, batches=reference.calibration.batches[:1])

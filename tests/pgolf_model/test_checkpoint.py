@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -30,9 +31,11 @@ from search.submission.checkpoint import changed, find_source
 from trials.files import read_noun, write_json
 from trials.spec import SCRIPT_FILE, SPEC_FILE, SeedRun, TrialResult, TrialSpec
 
+CODE_BYTES = Path(inspect.getfile(main)).stat().st_size  # as the package counts: of main.py alone
+TARGET, SMALL, LARGE = (CODE_BYTES + model for model in (7_432, 5_932, 8_432))
 QUANT = QuantConfig(
-    embed_bits=8, attn_bits=(8,), mlp_bits=(8,), method="gptq", calibration_tokens=256, target_bytes=21_000,
-    curve_bytes=(19_500, 22_000, 1_000),
+    embed_bits=8, attn_bits=(8,), mlp_bits=(8,), method="gptq", calibration_tokens=256, target_bytes=TARGET,
+    curve_bytes=(SMALL, LARGE, 1_000),
 )  # fmt: skip
 CURVED = replace(CONFIG, quant=QUANT)
 
@@ -57,7 +60,7 @@ def test_a_run_with_a_target_fills_it_and_leaves_its_curve(run_dir: Path) -> Non
     """The artifact ends just below the target; every other size was packed and scored; the audit lies beside it."""
     out = run_dir / "seed11"
     metrics = json.loads((out / "metrics.json").read_text())
-    assert 0.998 * 21_000 <= metrics["artifact_bytes"] <= 21_000
+    assert 0.998 * TARGET <= metrics["artifact_bytes"] <= TARGET
     audit = json.loads((out / "quant.json").read_text())
     artifact = (out / "final_model.pgolf").read_bytes()
     assert audit["bytes"] == metrics["quant"]["bytes"] == stream_bytes(artifact)
@@ -66,8 +69,8 @@ def test_a_run_with_a_target_fills_it_and_leaves_its_curve(run_dir: Path) -> Non
     assert audit["calibration_tokens"] == 256
     assert audit["without_hessian"] == []
     (small, low), (large, high) = metrics["curve"]
-    assert 0.998 * 19_500 <= small <= 19_500
-    assert 0.998 * 22_000 <= large <= 22_000
+    assert 0.998 * SMALL <= small <= SMALL
+    assert 0.998 * LARGE <= large <= LARGE
     assert metrics["pre_quant_val_bpb"] - 0.02 < high < low + 0.01  # three steps of training: all sizes are alike
     assert "the smallest artifact is" in metrics["curve_points"][2]["error"]
     run = SeedRun(**{key: metrics[key] for key in SeedRun.__dataclass_fields__})

@@ -37,7 +37,7 @@ ALONE = DistEnv(rank=0, world_size=1)
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small tokenizer with the challenge's settings (atlas A2); what is not ASCII falls back to bytes."""
+    """A small tokenizer with the challenge's settings; characters that are not ASCII fall back to bytes."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([text for text in SENTENCES if text.isascii()] * 4),

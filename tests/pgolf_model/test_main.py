@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from submissions import CONFIG
 
 from pgolf_model.codec.pack import unpack_model
-from pgolf_model.config import EvalConfig, RunConfig
+from pgolf_model.config import EvalConfig, QuantConfig, RunConfig
+from pgolf_model.errors import EXIT_DISK_FULL
+from pgolf_model.files import FAULT_FILE, METRICS_FILE, PROGRESS_FILE
 from pgolf_model.main import main
 from trials.spec import SeedRun
 
@@ -130,3 +135,71 @@ def test_paths_come_from_the_environment_and_nothing_else_does(
     monkeypatch.setenv("SEED", "99")
     assert main(CONFIG, []) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["seed"] == CONFIG.seed
+
+
+def test_phases_are_told_in_their_order(train: Train, tmp_path: Path) -> None:
+    """A line without a step when each phase begins, with the seconds of the whole run; steps lie between them."""
+    train(replace(CONFIG, quant=QuantConfig(method="gptq", calibration_tokens=256)))
+    lines = [json.loads(line) for line in (tmp_path / PROGRESS_FILE).read_text().splitlines()]
+    told = [line.get("phase", "a step") for line in lines]
+    ways = ["training", "a step", "scoring", "calibrating", "packing", "scoring"]
+    assert [way for i, way in enumerate(told) if not i or way != told[i - 1]] == ways
+    phases = [line for line in lines if "phase" in line]
+    assert all({"phase", "seconds"} <= set(line) <= {"phase", "seconds", "fraction"} for line in phases)
+    assert all(0 <= line.get("fraction", 0) < 1 for line in phases)
+    seconds = [line["seconds"] for line in phases]
+    assert seconds == sorted(seconds)
+
+
+class OutOfMemoryOnCuda(torch.AcceleratorError):
+    """As a kernel launch raises it, which the CPU build of torch cannot."""
+
+    error_code = 2
+
+
+class IllegalAddressOnCuda(torch.AcceleratorError):
+    """Any other fault of the device."""
+
+    error_code = 700
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (OutOfMemoryOnCuda("CUDA error: out of memory"), True),
+        (IllegalAddressOnCuda("CUDA error: an illegal memory access was encountered"), False),
+        (ZeroDivisionError(), False),
+    ],
+)
+def test_a_run_without_memory_leaves_word_of_it(
+    error: Exception, is_told: bool, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error goes on with its traceback; only a lack of memory is told in the folder."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pgolf_model.main.train", fail)
+    with pytest.raises(type(error)):
+        main(CONFIG, ["--data", str(tiny_data), "--out", str(tmp_path)])
+    assert (tmp_path / FAULT_FILE).exists() == is_told
+    if is_told:
+        assert json.loads((tmp_path / FAULT_FILE).read_text()) == {"fault": "oom"}
+    assert not (tmp_path / METRICS_FILE).exists()
+
+
+def test_a_full_disk_has_an_exit_code_of_its_own(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is no fault of the run; the message names the file or, where that is unknown, the folder."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(CONFIG, ["--data", str(tiny_data), "--out", str(tmp_path)]) == EXIT_DISK_FULL == 74
+    error = capsys.readouterr().err.splitlines()
+    assert error[0].startswith(f"error: no space left on the device ({tmp_path}")
+    assert error[1] == "hint: free some space, then run it again"

@@ -115,7 +115,7 @@ def test_the_state_dict_is_exactly_param_shapes(config: ModelConfig) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_model_equals_its_formulas(config: ModelConfig) -> None:
-    """Logits and losses against a naive float64 transcription of atlas B."""
+    """Logits and losses against a naive float64 transcription of the formulas."""
     model = random_model(config, dtype=torch.float64)
     ids, targets = random_ids(config, 2, 7), random_ids(config, 2, 7, seed=4)
     ids[1, 3] = config.bos_id

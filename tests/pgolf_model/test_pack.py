@@ -205,7 +205,7 @@ def test_a_stream_longer_than_the_race_is_packed_whole(spread: int, race: int, m
 
 
 def test_gaussian_codes_are_near_their_entropy() -> None:
-    """Six bits at 12.85 sigmas take 3.328 bits by entropy (atlas D4); the atlas' best codec, brotli 11, takes 3.376."""
+    """Six bits at 12.85 sigmas take 3.328 bits by entropy; brotli at level 11 takes 3.376."""
     model = ModelConfig(vocab_size=512, num_layers=1, model_dim=256, num_heads=8, num_kv_heads=4)
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(info.shape, generator=generator) for name, info in param_shapes(model).items()}

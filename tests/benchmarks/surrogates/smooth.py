@@ -50,7 +50,7 @@ CONTROL: dict[str, Scalar] = {
     "qk_gain": 1.5, "kv_ratio": 2,
 }  # fmt: skip
 
-BITS = {4: 2.60, 5: 3.00, 6: 3.38, 7: 4.17, 8: 4.74}  # packed bits per weight (atlas D4)
+BITS = {4: 2.60, 5: 3.00, 6: 3.38, 7: 4.17, 8: 4.74}  # packed bits per weight, about what brotli needs
 
 
 def _sizes(p: Mapping[str, Scalar]) -> tuple[float, float, float]:
