@@ -36,7 +36,12 @@ from trials.spec import RESULT_FILE
 SCRIPT = """
 import hashlib, json, os, sys, time
 seed = int(sys.argv[sys.argv.index("--seed") + 1])
-stay = {"start": time.time(), "node": os.environ["RAY_RAYLET_PID"], "gpus": os.environ["CUDA_VISIBLE_DEVICES"]}
+node, ancestor = None, os.getpid()  # the actor's environment says it; a script's is without Ray's variables
+while node is None:
+    ancestor = int(open(f"/proc/{ancestor}/stat").read().rpartition(")")[2].split()[1])
+    told = dict(word.split("=", 1) for word in open(f"/proc/{ancestor}/environ").read().split(chr(0)) if "=" in word)
+    node = told.get("RAY_RAYLET_PID")
+stay = {"start": time.time(), "node": node, "gpus": os.environ["CUDA_VISIBLE_DEVICES"]}
 rank = int(os.environ.get("RANK", 0))
 json.dump(stay, open(f"stay{rank}.json", "w"))
 time.sleep(SECONDS)
