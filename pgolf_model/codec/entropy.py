@@ -107,17 +107,7 @@ def decode_codes(planes: Sequence[CodePlane], data: bytes) -> list[Matrix]:
         if data:
             raise ValueError(f"expected no codes, got {len(data)} bytes")
         return []
-    bases: dict[int, Basis] = {}
-    try:
-        for _ in range(data[0]):
-            index, rank, noise = struct.unpack_from("<HBB", data, 1 + 4 * len(bases))
-            if index in bases or not 1 <= rank <= min(MAX_RANK, planes[index].shape[0]) or not noise:
-                raise ValueError(f"plane {index} cannot have a basis of {rank} directions and noise {noise}")
-            bases[index] = Basis(np.zeros((rank, planes[index].shape[1]), np.int16), noise)
-        position = 2 + 4 * len(bases)
-        limit = data[position - 1] + 1
-    except (IndexError, struct.error):
-        raise ValueError("codes have a damaged header") from None
+    bases, limit, position = _read_header(planes, data)
     matrices = [np.zeros(plane.shape, np.int16) for plane in planes]
     walked = [*matrices, *(basis.directions for basis in bases.values())]
     lanes = max(bands.num_lanes for bands in _batches(planes, bases))
@@ -158,6 +148,21 @@ def decode_codes(planes: Sequence[CodePlane], data: bytes) -> list[Matrix]:
     if any(int(_sizes(codes).max()) > plane.limit for plane, codes in zip(planes, matrices, strict=True)):
         raise ValueError("codes are beyond their limit")
     return matrices
+
+
+def _read_header(planes: Sequence[CodePlane], data: bytes) -> tuple[dict[int, Basis], int, int]:
+    """Bases by plane, their directions still zero; the largest code in the tables; where the rANS states begin."""
+    bases: dict[int, Basis] = {}
+    try:
+        for _ in range(data[0]):
+            index, rank, noise = struct.unpack_from("<HBB", data, 1 + 4 * len(bases))
+            if index in bases or not 1 <= rank <= min(MAX_RANK, planes[index].shape[0]) or not noise:
+                raise ValueError(f"plane {index} cannot have a basis of {rank} directions and noise {noise}")
+            bases[index] = Basis(np.zeros((rank, planes[index].shape[1]), np.int16), noise)
+        position = 2 + 4 * len(bases)
+        return bases, data[position - 1] + 1, position
+    except (IndexError, struct.error):
+        raise ValueError("codes have a damaged header") from None
 
 
 def coded_bits(plane: CodePlane, codes: Matrix, *, max_codes: int = 1 << 18) -> float:

@@ -210,7 +210,7 @@ def calibration_batches(config: RunConfig, model: GPT, *, data: str, env: DistEn
 def generate_tokens(model: GPT, num_sequences: int, length: int, env: DistEnv, *, seed: int) -> Tensor:
     """Text of the model's own, (num_sequences, length) int64 on the CPU, each from a token drawn at random.
 
-    The idea of calibrating without data is the records' (atlas D2).
+    Public records of the challenge calibrate without data in this way.
     """
     generator = torch.Generator(env.device).manual_seed(seed)
     ids = torch.randint(model.config.vocab_size, (num_sequences, 1), generator=generator, device=env.device)

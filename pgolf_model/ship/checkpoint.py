@@ -47,7 +47,7 @@ def open_bench(
     """Weights ready to be quantized, calibrated on all ranks where the config needs that.
 
     Raises:
-        ValueError: weights that do not fit the model, or training shards that calibration needs and lacks.
+        UserError: weights that do not fit the model, or training shards that calibration needs and lacks.
     """
     calibration: Calibration | None = None
     if config.quant.needs_calibration:
@@ -73,7 +73,7 @@ def write_shipment(
     Returns:
         The audit on rank 0, elsewhere nothing.
     Raises:
-        ValueError: on every rank, when rank 0 could not quantize or the target cannot be met.
+        UserError: on every rank, when rank 0 could not quantize or the target cannot be met.
     """
     problem, audit = "", {}
     if env.is_main:
@@ -174,7 +174,7 @@ def read_checkpoint(path: Path, model: ModelConfig) -> dict[str, Tensor]:
     """Float32 weights of a model on the CPU, in `param_shapes` order.
 
     Raises:
-        ValueError: not a checkpoint, or not of this model; names the file.
+        UserError: not a checkpoint, or not of this model; names the file.
     """
     shapes = param_shapes(model)
     try:

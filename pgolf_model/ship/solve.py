@@ -49,7 +49,7 @@ def ship(bench: QuantBench, *, target_bytes: int, code_bytes: int) -> Shipment:
     one more) until it does not, and under a target the other roles pay for it.
 
     Raises:
-        ValueError: the weights are not finite, or even the coarsest bit plan is above the target.
+        UserError: the weights are not finite, or even the coarsest bit plan is above the target.
     """
     started, passes = time.perf_counter(), bench.passes
     found = _solve(bench, target_bytes, code_bytes)

@@ -57,7 +57,7 @@ def train(
         out_dir: rank 0 appends to `progress.jsonl` in this folder; None writes no file.
         phases: of the run that this training is part of; told when warming up and training begin.
     Raises:
-        ValueError: the shards are missing, damaged, too small or of a larger vocabulary, or the batch cannot be shared
+        UserError: the shards are missing, damaged, too small or of a larger vocabulary, or the batch cannot be shared
             out over the ranks.
     """
     recipe, budget = config.train, training_budget(config)
