@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -30,7 +31,7 @@ TICK_SECONDS = 0.5
 WIND_DOWN_SECONDS = 20.0  # for workers to leave and for Tune to notice, when a study is stopped
 NODE_LABEL = "ray.io/node-id"  # that Ray gives every node
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange files, not objects; Ray's floor is 75 MB
-LOCAL = {"RAY_AUTH_MODE": "disabled"}  # Ray 2.60 writes a token into the home folder otherwise
+TOKEN_BYTES = 32  # of a local cluster's secret
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # Tune's thread would start a second cluster after our shutdown
@@ -52,8 +53,10 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
         UserError: Ray is not installed, a rung asks for more than the largest node has, a node does not see the
             study's folder or data or cannot run trials, or no node is left.
     """
-    for key, value in (QUIET if address else QUIET | LOCAL).items():
+    for key, value in QUIET.items():
         os.environ.setdefault(key, value)
+    if not address:
+        _lock_the_door()
     try:
         import ray
     except ImportError:
@@ -100,6 +103,17 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
         if thread.is_alive():
             thread.join(timeout=WIND_DOWN_SECONDS)  # Ray ends the process when Tune's thread uses it after shutdown
         ray.shutdown()
+
+
+def _lock_the_door() -> None:
+    """Give local clusters of this process a secret, without which nobody joins them or runs anything on them.
+
+    Ray's head, nodes and workers listen on all addresses of the machine. The secret is in the environment of Ray's own
+    processes alone: trials do not get it (`trials.environment`), and nothing is written to the home folder. A process
+    keeps its secret, for Ray reads it once.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(TOKEN_BYTES))
 
 
 def _tune(driver: Driver, events: Events, stopping: threading.Event) -> None:

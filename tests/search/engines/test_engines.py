@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 from processes import processes, wait_for
 
@@ -185,3 +187,69 @@ def test_a_rung_too_big_for_the_machine_is_refused_before_anything_runs(
     assert "error: rung 'full' needs 2 cpus and 8 gpus per trial, the largest machine has 2 and 0" in err
     assert "hint: lower the rung's cpus and gpus" in err
     assert not results(tmp_path / "runs" / "mini")
+
+
+JOIN = """
+import ray, sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10)  # what joining begins with; ray.init would try for 20 s
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("joined", ray.get(ray.remote(num_cpus=0)(lambda: 7).remote()))
+"""
+
+
+def test_nobody_joins_a_local_cluster_without_its_secret(tmp_path: Path, tiny_data: Path) -> None:
+    """Ray's head listens on all addresses. Without the secret, or with another, a stranger runs nothing; the holder of
+    the secret does, so it is the secret that decides. Nothing is written to the home folder, and no trial sees it.
+    """
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    study = write_study(tmp_path, tiny_data, "ray")
+    study.write_text(study.read_text().replace("steps = 2\n", "steps = 100000\n"))
+    command = [sys.executable, "-m", "search.cli", "search", str(study)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment | {"HOME": str(home)}, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as driver:
+        try:
+            script = wait_for_process(driver, "train_gpt.py")
+            assert not [name for name in script.environ() if name.startswith("RAY_")]
+            node = wait_for_process(driver, "--gcs-address=")
+            address = next(word.partition("=")[2] for word in node.cmdline() if word.startswith("--gcs-address="))
+            secret = node.environ()["RAY_AUTH_TOKEN"]
+
+            def join(**changes: str) -> subprocess.CompletedProcess[str]:
+                return subprocess.run(
+                    [sys.executable, "-c", JOIN, address],
+                    env=environment | {"HOME": str(home)} | changes,
+                    text=True,
+                    capture_output=True,
+                    check=False,
+                    timeout=100,
+                )
+
+            for changes in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+                refused = join(**changes)
+                assert refused.returncode != 0
+                assert "joined" not in refused.stdout
+                assert "InvalidAuthToken" in refused.stderr, refused.stderr
+            assert join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secret).stdout == "joined 7\n"
+            assert not list(home.rglob("auth_token"))
+        finally:
+            driver.send_signal(signal.SIGTERM)
+            driver.wait(timeout=60)
+
+
+def wait_for_process(driver: subprocess.Popen[bytes], name: str) -> psutil.Process:
+    """The first descendant of the driver with `name` in its command line."""
+    found: list[psutil.Process] = []
+
+    def is_there() -> bool:
+        for process in psutil.Process(driver.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if any(name in word for word in process.cmdline()):
+                    found.append(process)
+        return bool(found)
+
+    wait_for(is_there, 60)
+    return found[0]
