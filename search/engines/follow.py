@@ -10,7 +10,7 @@ from rich.console import Console
 from search.brain.driver import Driver
 from search.engines.events import Event, Finished, Started
 from search.ladder.promote import planned_trials
-from search.look.outlook import read_lives, study_seconds_left
+from search.look.outlook import InUse, in_use, read_lives, study_seconds_left
 from search.study.config import StudyConfig
 from search.study.ledger import TrialRecord
 from space.words import clock
@@ -23,6 +23,7 @@ QUIET_SECONDS = 15.0  # say where things stand after so long without an event
 def follow(driver: Driver, events: Iterable[Event], console: Console, *, every: float = 0.0) -> None:
     """Print what happens until the events end; with `every`, at most a line in so many seconds."""
     running: dict[str, TrialSpec] = {}
+    room = InUse()
     started = spoke = time.monotonic()
     for event in events:
         line = ""
@@ -33,13 +34,14 @@ def follow(driver: Driver, events: Iterable[Event], console: Console, *, every: 
             case Finished(spec=spec, result=result):
                 running.pop(spec.trial_id, None)
                 line = describe_end(driver.study, spec, result)
+        room = room.at_least(in_use(running.values()))
         now = time.monotonic()
         if now - spoke < (every if line else max(every, QUIET_SECONDS)):
             continue
         spoke = now
         lives = read_lives(driver.study, driver.records, now=time.time())
         line = line or describe_running(tuple(running.values()), lives)
-        console.print(f"{clock(now - started)} | {line} | {outlook(driver.study, driver.records, lives)}")
+        console.print(f"{clock(now - started)} | {line} | {outlook(driver.study, driver.records, lives, room)}")
 
 
 def describe_start(spec: TrialSpec) -> str:
@@ -86,7 +88,9 @@ def describe_live(live: LiveRun | None, num_seeds: int) -> str:
     return f"{seed}{live.phase} {100 * live.progress:.0f} %, step {live.step}, loss {loss}"
 
 
-def outlook(study: StudyConfig, records: Sequence[TrialRecord], lives: Mapping[str, LiveRun]) -> str:
+def outlook(
+    study: StudyConfig, records: Sequence[TrialRecord], lives: Mapping[str, LiveRun], room: InUse | None = None
+) -> str:
     """`9/19 trials | best full 2.0431 | about 4:05 left`."""
     paid = [r for r in records if r.status != "infeasible"]
     ended = [r for r in paid if r.result is not None]
@@ -96,7 +100,7 @@ def outlook(study: StudyConfig, records: Sequence[TrialRecord], lives: Mapping[s
         if scores:
             words.append(f"best {rung.name} {min(scores):.4f}")
             break
-    left = study_seconds_left(study, records, lives)
+    left = study_seconds_left(study, records, lives, room)
     if left is not None:
         words.append(f"about {clock(left)} left")
     return " | ".join(words)

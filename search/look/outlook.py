@@ -6,7 +6,7 @@ scoring), whose length is the mean of finished runs at the same rung or else at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,6 +15,7 @@ from search.study.config import StudyConfig
 from search.study.ledger import TrialRecord, trial_dir
 from trials.live import STARTING, TRAINING, LiveRun, read_live
 from trials.rungs import Rung
+from trials.spec import TrialSpec
 
 OVERDUE = 0.1  # a part that has taken longer than it should is expected to take this share of its length more
 
@@ -25,6 +26,27 @@ class Pace:
 
     whole: float | None  # seconds of the whole run
     rest: float | None  # of these, outside of training
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InUse:
+    """What trials use at the same time."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+    def at_least(self, other: InUse) -> InUse:
+        """The larger of both, kind by kind."""
+        return InUse(cpus=max(self.cpus, other.cpus), gpus=max(self.gpus, other.gpus))
+
+    def side_by_side(self, rung: Rung) -> float:
+        """How many trials of a rung would use as much; at least one."""
+        return max(1.0, self.gpus / rung.gpus if rung.gpus else self.cpus / (rung.cpus or 1))
+
+
+def in_use(running: Collection[TrialSpec]) -> InUse:
+    """What these trials use."""
+    return InUse(cpus=sum(spec.cpus for spec in running), gpus=sum(spec.gpus for spec in running))
 
 
 def read_lives(study: StudyConfig, records: Sequence[TrialRecord], *, now: float | None) -> dict[str, LiveRun]:
@@ -75,15 +97,19 @@ def trial_seconds_left(live: LiveRun, num_seeds: int, pace: Pace) -> float | Non
 
 
 def study_seconds_left(
-    study: StudyConfig, records: Sequence[TrialRecord], lives: Mapping[str, LiveRun]
+    study: StudyConfig, records: Sequence[TrialRecord], lives: Mapping[str, LiveRun], room: InUse | None = None
 ) -> float | None:
     """Seconds until the ladder is climbed; None while nobody knows how long some rung takes.
 
-    The work that is left is shared by as many trials as run side by side now; nothing ends before the longest of them.
+    The work that is left is shared by as many trials as find room side by side; nothing ends before the longest of
+    those that run.
+
+    Args:
+        room: what trials are known to have used at the same time; by default what they use now, which is too little
+            for the moment between the end of one trial and the start of the next.
     """
     pace = paces(study, records, lives)
-    running = [r.spec for r in records if r.result is None]
-    cpus, gpus = sum(spec.cpus for spec in running), sum(spec.gpus for spec in running)
+    room = room or in_use([r.spec for r in records if r.result is None])
     total, longest = 0.0, 0.0
     for rung, planned in zip(study.rungs, planned_trials(study), strict=True):
         whole = pace[rung.name].whole
@@ -96,8 +122,7 @@ def study_seconds_left(
             return None
         known = [seconds for seconds in left if seconds is not None]
         work = sum(known) + waiting * (whole or 0.0) * len(rung.first_seeds)
-        side_by_side = gpus / rung.gpus if rung.gpus else cpus / (rung.cpus or 1)
-        total += work / max(1.0, side_by_side)
+        total += work / room.side_by_side(rung)
         longest = max([longest, *known])
     return max(total, longest)
 

@@ -9,7 +9,7 @@ import pytest
 from studies import make_run, make_spec, make_study
 
 from search.ladder.promote import planned_trials
-from search.look.outlook import OVERDUE, Pace, paces, study_seconds_left, trial_seconds_left
+from search.look.outlook import OVERDUE, InUse, Pace, in_use, paces, study_seconds_left, trial_seconds_left
 from search.study.config import StudyConfig
 from search.study.ledger import TrialRecord
 from trials.live import LiveRun
@@ -125,3 +125,13 @@ def test_nothing_ends_before_the_longest_running_trial(study: StudyConfig) -> No
     quick = replace(LIVE, progress=0.9, train_seconds=90.0, seed_seconds=99.0)
     left = study_seconds_left(study, records, {"full/0000": slow, "full/0001": quick})
     assert left == pytest.approx(360 + 30 - 2)
+
+
+def test_the_end_of_one_trial_does_not_double_the_rest(study: StudyConfig) -> None:
+    """Two cores were in use; between the end of one trial and the start of the next, one is."""
+    records = [ended(study, f"proxy/000{i}", 50.0, 40.0) for i in range(3)] + [unfinished(study, "proxy/0003")]
+    room = in_use([unfinished(study, trial_id).spec for trial_id in ("proxy/0003", "full/0000")])
+    assert room == InUse(cpus=2.0)
+    assert study_seconds_left(study, records, {}) == pytest.approx(50 + 3 * 150)
+    assert study_seconds_left(study, records, {}, room) == pytest.approx((50 + 3 * 150) / 2)
+    assert InUse(cpus=1.0, gpus=8.0).at_least(room) == InUse(cpus=2.0, gpus=8.0)
