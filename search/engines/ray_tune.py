@@ -56,7 +56,7 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     if not address:
-        _lock_the_door()
+        os.environ.update(secret())
     try:
         import ray
     except ImportError:
@@ -105,15 +105,17 @@ def run_ray(driver: Driver, machine: Machine, *, address: str = "") -> Generator
         ray.shutdown()
 
 
-def _lock_the_door() -> None:
-    """Give local clusters of this process a secret, without which nobody joins them or runs anything on them.
+def secret() -> dict[str, str]:
+    """The environment of a cluster with a secret, without which nobody joins it or runs anything on it.
 
     Ray's head, nodes and workers listen on all addresses of the machine. The secret is in the environment of Ray's own
     processes alone: trials do not get it (`trials.environment`), and nothing is written to the home folder. A process
     keeps its secret, for Ray reads it once.
     """
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(TOKEN_BYTES))
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(TOKEN_BYTES),
+    }
 
 
 def _tune(driver: Driver, events: Events, stopping: threading.Event) -> None:
