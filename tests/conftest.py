@@ -14,10 +14,14 @@ from hypothesis import settings
 from search.corpus.build import build
 from search.corpus.builtin import documentation, group_blocks
 from search.corpus.documents import corpus_from_files
+from search.engines.ray_tune import secret
 
 # As many processes as cores run tests: each one, and what it starts, has one thread. Without this two of them took
 # three times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Ray reads its secret once a process, at its first import: also for clusters that come after a test of its schedulers.
+os.environ.update(secret())
 
 # A loaded machine is slow now and then; that is no failure.
 settings.register_profile("pgolf", deadline=None)

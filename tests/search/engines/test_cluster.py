@@ -26,7 +26,7 @@ from pgolf_model.config import RunConfig
 from search.brain.driver import Driver
 from search.brain.maker import Made
 from search.engines.machine import Machine
-from search.engines.ray_tune import QUIET, run_ray, secret
+from search.engines.ray_tune import QUIET, run_ray
 from search.study.config import StudyConfig
 from search.study.ledger import TrialRecord, read_records
 from space.params import FloatParam, Space
@@ -90,7 +90,7 @@ NODE = {"object_store_memory": 80_000_000, "include_dashboard": False}
 def cluster() -> Iterator[Any]:
     """A head that runs nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        for key, value in (QUIET | secret()).items():
+        for key, value in QUIET.items():
             patch.setenv(key, value)
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         from ray.cluster_utils import Cluster
