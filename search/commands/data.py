@@ -20,7 +20,13 @@ R = TypeVar("R")
 
 @click.group()
 def data() -> None:
-    """Make, download and check datasets."""
+    """Make, download and check datasets.
+
+    \b
+    Example:
+      pgolf data build --builtin --out data/builtin
+      pgolf data check data/builtin
+    """
 
 
 def _say(line: str) -> None:

@@ -24,10 +24,7 @@ from search.study.ledger import CONTROL, TrialRecord
 from trials.rungs import Rung
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
+    from search.surrogate.encoding import Array
 
 POWER, POWER_SD = 0.07, 0.05  # power of compute by which a score falls from one rung to the next: the prior of a
 REGRESSION_SD = 0.5  # prior of b: share of a proxy's lead or lag that is lost on the way up

@@ -8,6 +8,7 @@ from search.look.analysis import Analysis, Point
 from search.report.figure_style import byte_unit
 from search.report.texts import Swatch, minus_sign, short_text, swatch
 from search.study.config import StudyConfig
+from search.study.ledger import CONTROL
 from search.study.next_steps import export_command
 
 TABLE_COLUMNS = (  # (heading, what the reader sees when pointing at it)
@@ -114,8 +115,8 @@ def reason(point: Point) -> str:
 
 
 def _card(study: StudyConfig, analysis: Analysis, point: Point, *, hidden: bool) -> TrialCard:
-    control = next((p for p in analysis.points if p.rung == point.rung and p.label == "control"), None)
-    control = control or next((p for p in analysis.points if p.label == "control"), None)
+    control = next((p for p in analysis.points if p.rung == point.rung and p.label == CONTROL), None)
+    control = control or next((p for p in analysis.points if p.label == CONTROL), None)
     compared = control is not None and control.params != point.params and bool(control.params)
     tags = (
         ("best", point.trial_id == analysis.best),

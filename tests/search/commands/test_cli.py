@@ -27,7 +27,9 @@ def test_help_lists_every_command() -> None:
     assert all(f"  {name} " in text for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [[name] for name in COMMANDS if name != "data"] + [["data", "build"]])
+@pytest.mark.parametrize(
+    "command", [[name] for name in COMMANDS] + [["data", "build"], ["data", "fetch"], ["data", "check"]]
+)
 def test_every_command_has_a_help_with_an_example_and_never_loads_torch(command: list[str]) -> None:
     program = (
         f"import sys; sys.argv = ['pgolf', *{[*command, '--help']!r}]\n"
